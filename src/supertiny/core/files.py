@@ -20,20 +20,24 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A full disk is told as a UserError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
+    beside = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        beside = Path(name)
         yield beside
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.chmod(0o644)
         beside.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}", "free some disk space or check rights") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}", "free some disk space or check rights"
+        ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

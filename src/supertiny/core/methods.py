@@ -115,6 +115,40 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str) -> Any
         for mistake in error.errors():
             where = ".".join(str(part) for part in mistake["loc"])
             errors.append(UserError(f"{place}.{where}: {mistake['msg']}; found {mistake['input']!r}"))
+    else:
+        errors += _method_mistakes(built, place)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return built
+
+
+def _method_mistakes(built: Any, place: str) -> list[UserError]:
+    """Mistakes in settings that name methods: fields whose metadata says `family` ("a|b" where two fit).
+
+    Where the metadata says `lacks`, methods that need one of these words are mistakes too.
+    """
+    errors: list[UserError] = []
+    for field in fields(built):
+        families = field.metadata.get("family")
+        value = getattr(built, field.name)
+        if not families or value is None:
+            continue
+        blocks = value if isinstance(value, list | tuple) else [value]
+        for number, block in enumerate(blocks):
+            spot = f"{place}.{field.name}" + (f".{number}" if blocks is value else "")
+            try:
+                method = build(_family_of(block, families), block, spot)
+                for need in set(getattr(method, "needs", ())) & set(field.metadata.get("lacks", ())):
+                    errors.append(UserError(f"{spot}: needs {need}, which is not there", "choose another method"))
+            except UserErrors as several:
+                errors += several.errors
+            except UserError as error:
+                errors.append(error)
+    return errors
+
+
+def _family_of(block: Any, families: str) -> str:
+    """The family among "a|b" that has the block's method; the last one where none has."""
+    name = block.get("method") if isinstance(block, Mapping) else block
+    *others, last = families.split("|")
+    return next((family for family in others if name in cards(family)), last)

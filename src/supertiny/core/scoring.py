@@ -15,23 +15,27 @@ from supertiny.core.records import Call, Tool
 
 def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
     """An argument as it is compared: 67, 67.0 and "67" are one number where the schema says number."""
-    wanted = (schema or {}).get("type")
+    schema = schema if isinstance(schema, Mapping) else {}  # JSON Schema may be `true` as well
+    wanted = schema.get("type")
     kinds = wanted if isinstance(wanted, list) else [wanted]
     numeric = "number" in kinds or "integer" in kinds
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and numeric:
         try:
-            value = float(value)
+            value = int(value)
         except ValueError:
-            return value
-    if isinstance(value, int | float):
-        return float(value)
+            try:
+                value = float(value)
+            except ValueError:
+                return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value  # whole numbers as int: floats would confuse long ones
     if isinstance(value, Mapping):
-        inner = (schema or {}).get("properties", {})
+        inner = schema.get("properties", {})
         return {key: plain_value(item, inner.get(key)) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain_value(item, (schema or {}).get("items")) for item in value]
+        return [plain_value(item, schema.get("items")) for item in value]
     return value
 
 
@@ -47,9 +51,7 @@ def exact(predicted: Sequence[Call], gold: Sequence[Call], tools: Mapping[str, T
     return Counter(plain_call(c, tools) for c in predicted) == Counter(plain_call(c, tools) for c in gold)
 
 
-def argument_counts(
-    predicted: Sequence[Call], gold: Sequence[Call], tools: Mapping[str, Tool]
-) -> tuple[int, int, int]:
+def argument_counts(predicted: Sequence[Call], gold: Sequence[Call], tools: Mapping[str, Tool]) -> tuple[int, int, int]:
     """(shared, predicted, gold) numbers of (tool, argument, value) items; micro-averaged they give argument F1.
 
     A call counts as an item of its own, so that calls without arguments count too.

@@ -1,0 +1,194 @@
+"""Requests labelled per second: the default engine, against a plain loop over llama-cpp-python's own chat call.
+
+Both answer the same real requests with the same messages (task, functions, the six nearest solved examples), the same
+JSON Schema and the same model, greedily. The hardware's limit is the time that the tokens' matrix products alone would
+take: prompt tokens that no earlier prompt shares at the measured rate of products, and per decoding step of a full
+batch one reading of the weights at the measured memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._table import arguments, publish
+from supertiny.core.methods import build
+from supertiny.core.models import path_of
+from supertiny.core.nearest import NearestExamples
+from supertiny.core.records import Completion, Example, Grammar, Prompt, Sampling, Tool
+from supertiny.core.task import Task, load_task
+
+MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
+PARAMETERS = 1.31e9  # that every prompt token is multiplied with: all but the embedding table
+TASK = Path(__file__).parents[1] / "examples" / "smart_home"
+EXAMPLES = 6
+MAX_TOKENS = 96
+NOTHING = "none"
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], "label_speed")
+    parser.add_argument("--task", type=Path, default=TASK, help="task folder with requests")
+    options = parser.parse_args()
+    task = load_task(options.task)
+    count = 20 if options.quick else 200
+    prompts = prompts_of(task, count)
+    schema = schema_of(task.tools)
+    ours, ours_seconds = run_engine(prompts, schema)
+    theirs, theirs_seconds = run_plain_loop(prompts, schema)
+    rates = hardware_rates()
+    limit = limit_seconds(ours, rates)
+    ours_rate, theirs_rate = len(prompts) / ours_seconds, len(prompts) / theirs_seconds
+    same = sum(_meaning(a.text) == _meaning(b) for a, b in zip(ours, theirs, strict=True)) / len(prompts)
+    publish(
+        f"label_speed: {len(prompts)} requests, {MODEL}",
+        [
+            ("requests", "requests answered by each", float(len(prompts))),
+            ("engine_requests_per_second", "openvino, the default engine", ours_rate),
+            ("plain_loop_requests_per_second", "create_chat_completion in a loop", theirs_rate),
+            ("engine_ratio", "the default engine over the plain loop", ours_rate / theirs_rate),
+            ("same_answer_share", "answers that mean the same in both", same),
+            ("tokens_in", "prompt tokens, all requests", float(sum(c.tokens_in for c in ours))),
+            ("tokens_cached", "of these, shared and computed once", float(sum(c.tokens_cached for c in ours))),
+            ("tokens_out", "tokens written by the default engine", float(sum(c.tokens_out for c in ours))),
+            ("product_gigaflops", "measured matrix products, bf16", rates["product_gigaflops"]),
+            ("read_gigabytes_per_second", "measured reading of memory", rates["read_gigabytes_per_second"]),
+            ("limit_requests_per_second", "what the hardware could do at most", len(prompts) / limit),
+            ("share_of_limit", "the default engine's share of that", limit / ours_seconds),
+        ],
+        ["supertiny", "openvino", "openvino-genai", "llama-cpp-python", "torch"],
+        options.json,
+    )
+
+
+def prompts_of(task: Task, count: int) -> list[Prompt]:
+    """Requests of the pool with the task's functions and nearest solved examples, as the teacher gets them."""
+    lines = [task.description, 'Answer with one JSON object {"name": FUNCTION, "arguments": {...}}.', "", "Functions:"]
+    lines += [
+        f"{tool.name}({', '.join(tool.parameters.get('properties', {}))}): {tool.description}" for tool in task.tools
+    ]
+    lines += [f"{NOTHING}(): no function serves the request"]
+    system = {"role": "system", "content": "\n".join(lines)}
+    index = NearestExamples(task.labelled)
+    requests = [example.request for example in task.unlabelled[:count]]
+    prompts = []
+    for request, near in zip(requests, index.nearest([r.text for r in requests], EXAMPLES), strict=True):
+        turns = [turn for place, _ in reversed(near) for turn in _turns(task.labelled[place])]
+        prompts.append(Prompt((system, *turns, {"role": "user", "content": request.text}), shared=1))
+    return prompts
+
+
+def _turns(example: Example) -> list[dict[str, str]]:
+    calls = example.answer.calls if example.answer else ()
+    answer = calls[0].to_json() if calls else {"name": NOTHING, "arguments": {}}
+    content = json.dumps(answer, ensure_ascii=False)
+    return [{"role": "user", "content": example.request.text}, {"role": "assistant", "content": content}]
+
+
+def schema_of(tools: Sequence[Tool]) -> dict[str, Any]:
+    """One call of one function, or none."""
+    empty: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    shapes = [(NOTHING, empty), *((tool.name, dict(tool.parameters)) for tool in tools)]
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": {**shape, "additionalProperties": False}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for name, shape in shapes
+        ]
+    }
+
+
+def run_engine(prompts: Sequence[Prompt], schema: dict[str, Any]) -> tuple[list[Completion], float]:
+    engine = build("engines", {"method": "openvino", "model": MODEL}).open()
+    grammar = Grammar("json_schema", json.dumps(schema))
+    started = time.perf_counter()
+    completions = engine.complete(prompts, Sampling(MAX_TOKENS), [grammar] * len(prompts), _ticker(len(prompts)))
+    seconds = time.perf_counter() - started
+    engine.close()
+    return completions, seconds
+
+
+def run_plain_loop(prompts: Sequence[Prompt], schema: dict[str, Any]) -> tuple[list[str], float]:
+    """What a person writes first: one chat call after another; the package reuses the last prompt's beginning."""
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(path_of(MODEL)), n_ctx=8192, verbose=False)
+    tick = _ticker(len(prompts))
+    texts = []
+    started = time.perf_counter()
+    for index, prompt in enumerate(prompts):
+        messages: Any = [dict(message) for message in prompt.messages]
+        answer: Any = model.create_chat_completion(
+            messages=messages,
+            response_format={"type": "json_object", "schema": schema},
+            max_tokens=MAX_TOKENS,
+            temperature=0.0,
+        )
+        texts.append(str(answer["choices"][0]["message"]["content"]))
+        tick(index, Completion(texts[-1]))
+    seconds = time.perf_counter() - started
+    model.close()
+    return texts, seconds
+
+
+def hardware_rates() -> dict[str, float]:
+    """Best of several: bf16 matrix products in GFLOP/s, and reading of memory in GB/s, with all threads."""
+    import torch
+
+    left, right = torch.randn(512, 1536).bfloat16(), torch.randn(1536, 8960).bfloat16()
+    weights = torch.ones(1 << 28, dtype=torch.float32)  # 1 GiB, far beyond any cache
+    products, reads = [], []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        products.append(time.perf_counter() - started)
+    for _ in range(4):
+        started = time.perf_counter()
+        weights.sum()
+        reads.append(time.perf_counter() - started)
+    operations = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+    return {
+        "product_gigaflops": operations / min(products) / 1e9,
+        "read_gigabytes_per_second": weights.numel() * 4 / min(reads) / 1e9,
+    }
+
+
+def limit_seconds(completions: Sequence[Completion], rates: dict[str, float]) -> float:
+    fresh = sum(c.tokens_in - c.tokens_cached for c in completions)
+    written = sum(c.tokens_out for c in completions)
+    reading = 2 * PARAMETERS * fresh / (rates["product_gigaflops"] * 1e9)
+    passes = written / build("engines", "openvino").max_batch
+    weights = path_of(MODEL).stat().st_size / (rates["read_gigabytes_per_second"] * 1e9)
+    per_pass = 2 * PARAMETERS * written / max(passes, 1) / (rates["product_gigaflops"] * 1e9)
+    return float(reading + passes * max(weights, per_pass))
+
+
+def _meaning(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _ticker(total: int) -> Any:
+    done = np.zeros(1, dtype=int)
+
+    def tick(index: int, completion: Completion) -> None:
+        done[0] += 1
+        print(f"\r{done[0]} of {total}", end="\n" if done[0] == total else "", file=sys.stderr, flush=True)
+
+    return tick
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""How a step is measured: the same rows of valid, on the engine that the artifact will run on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supertiny.core.errors import UserError
+from supertiny.core.methods import build
+from supertiny.core.protocols import Engine, Format
+from supertiny.core.records import Answer
+from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.task import Task
+from supertiny.formats._answerer import ModelAnswerer
+
+_TIMED_ROWS = 15
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a model answered on valid."""
+
+    answers: tuple[Answer, ...]
+    figures: dict[str, Any]
+    """exact, low, high, n, p50_seconds (of single requests)."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The rows of valid and how they are put."""
+
+    task: Task
+    form: Format
+    max_tokens: int
+
+    def examine(self, engine: Engine) -> Paper:
+        """Answers of all rows, without a grammar: it would hide where two models differ."""
+        answerer = ModelAnswerer("", engine, self.form, self.task.tools, self.max_tokens, constrained=False)
+        requests = [row.request for row in self.task.valid]
+        answers = tuple(answerer.answer(requests))
+        single = [answerer.answer([request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
+        gold = [row.answer.calls if row.answer else () for row in self.task.valid]
+        hits = sum(exact(a.calls, g, self.task.tool_map) for a, g in zip(answers, gold, strict=True))
+        low, high = wilson_interval(hits, len(gold))
+        figures = {"exact": hits / max(1, len(gold)), "low": low, "high": high, "n": len(gold)}
+        return Paper(answers, {**figures, "p50_seconds": statistics.median(single) if single else None})
+
+    def open(self, block: Any, model: Path) -> Engine:
+        """The engine of a recipe's block on a model file or folder."""
+        engine: Engine = build("engines", block, "compress.engine").open(model)
+        return engine
+
+    def differing(self, left: Sequence[Answer], right: Sequence[Answer]) -> list[str]:
+        """Ids of the rows on which two models call differently."""
+        return [
+            row.request.id
+            for row, one, other in zip(self.task.valid, left, right, strict=True)
+            if not exact(one.calls, other.calls, self.task.tool_map)
+        ]
+
+    def check_prompts(self, engine: Any, tokenizer: Any) -> None:
+        """Raises UserError where the artifact's engine reads a prompt as other tokens than the student was taught."""
+        for row in self.task.valid:
+            prompt = self.form.encode(row.request, self.task.tools)
+            taught = list(tokenizer.encode(prompt.text, add_special_tokens=False))
+            if list(engine._tokens(prompt)) != taught:
+                raise UserError(
+                    f"row {row.request.id} of valid is read as other tokens by the artifact than by the student",
+                    "the tokenizer was not carried over; report this with the base model's name",
+                )

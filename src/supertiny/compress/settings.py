@@ -1,0 +1,38 @@
+"""What a recipe may say under `compress`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The student's way to an artifact."""
+
+    steps: tuple[Any, ...] = field(
+        default_factory=lambda: ({"method": "drop_blocks", "share": 0.1}, {"method": "gguf", "type": "q4_0"}),
+        metadata={"family": "reshapers|exporters"},
+    )
+    """Reshapers, in order, and one exporter at the end."""
+    recovery: Any = field(
+        default_factory=lambda: {"method": "distil", "learning_rate": 2e-4, "passes": 2},
+        metadata={"family": "learners"},
+    )
+    """Learner that runs after each step that shrinks the student; its teacher is the student before the first step."""
+    recovery_rows: Count | None = None
+    """Rows of prototype/train.jsonl that the recovery learns from; all where it is not given."""
+    calibration_rows: Count = 128
+    """Rows of prototype/train.jsonl that show a reshaper what matters."""
+    parity: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """Share of valid on which artifact and student must answer the same; a larger type is tried where it is missed."""
+    engine: Any = field(default="openvino", metadata={"family": "engines"})
+    """What runs the artifact; every step is measured on it."""
+    max_tokens: Count = 96
+    """Longest answer, in tokens."""
+    longest_tokens: Count = 512
+    """Longest lesson of the recovery, in tokens."""

@@ -1,0 +1,190 @@
+"""student -> artifact: the recipe's steps in order, each measured; a parity gate at the end."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from supertiny.compress.examining import Paper, Room
+from supertiny.compress.exporters.gguf import Gguf
+from supertiny.compress.settings import Settings
+from supertiny.core.artifact import Artifact
+from supertiny.core.errors import UserError
+from supertiny.core.files import read_json, read_rows, write_json
+from supertiny.core.methods import build, cards
+from supertiny.core.records import Example
+from supertiny.core.run import Run
+from supertiny.core.student import Student
+from supertiny.training.lessons import Lesson, collate, encode_lessons
+from supertiny.training.pupil import Pupil
+
+_SHOWN_ROWS = 10
+
+
+def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
+    """Makes `student/`, `artifact/` and `steps.json`; gives the artifact's type, bytes and agreement."""
+    check_order(settings.steps)
+    return _Work(settings, run, folder).do()
+
+
+def check_order(steps: Sequence[Any]) -> None:
+    """Raises UserError unless one exporter stands at the end, and reshapers before it."""
+    exporting = [_name(step) in cards("exporters") for step in steps]
+    if exporting != [False] * (len(steps) - 1) + [True]:
+        raise UserError("compress.steps: one exporter must stand at the end, and only there", "add `- gguf`")
+
+
+class _Work:
+    """One run of the stage. A step that was finished before a kill is read back, not done again."""
+
+    def __init__(self, settings: Settings, run: Run, folder: Path) -> None:
+        self.settings = settings
+        self.run = run
+        self.folder = folder
+        self.original = Student.open(run.folder / "transfer" / "student")
+        self.form = build("formats", self.original.format, "transfer.format")
+        self.room = Room(run.task, self.form, settings.max_tokens)
+        self.examples = [Example.from_json(row) for row in read_rows(run.folder / "prototype" / "train.jsonl")]
+
+    def do(self) -> dict[str, Any]:
+        student = self.original.folder
+        records = [self._measured("student", student, {})]
+        *shaping, last = self.settings.steps
+        for number, block in enumerate(shaping):
+            place = self.folder / f".step-{number}"
+            if not (place / "supertiny.json").exists():
+                self._reshape(number, block, student, place)
+            student = place
+            records.append(self._measured(_title(block), student, {"method": _name(block)}))
+        artifact, export = self._export(last, student)
+        records.append({**export, "name": _title(last), "method": _name(last)})
+        self._settle(student)
+        write_json(self.folder / "steps.json", records)
+        names = ("type", "bytes", "parameters", "exact", "agreement")
+        return {"steps": len(records) - 1, "source": self.original.base, **{name: export[name] for name in names}}
+
+    def _settle(self, student: Path) -> None:
+        place = self.folder / "student"
+        beside = self.folder / ".student"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(student, beside, ignore=shutil.ignore_patterns("training.json"))
+        beside.rename(place)
+        for left in (*self.folder.glob(".step-*"), *self.folder.glob(".measured-*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def _reshape(self, number: int, block: Any, before: Path, place: Path) -> None:
+        """Reshapes, and where that shrank the student teaches it again; writes a whole folder or none."""
+        pupil = Pupil.open(before)
+        small = pupil.parameters
+        calibration = self._batches(self._lessons(pupil, self.settings.calibration_rows), pupil)
+        pupil.model.eval()
+        pupil.model = build("reshapers", block, f"compress.steps.{number}").reshape(pupil.model, calibration)
+        if pupil.parameters < small:
+            self._recover(number, _title(block), pupil)
+        beside = self.folder / f".step-{number}.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        pupil.save(beside)
+        Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
+        beside.rename(place)
+
+    def _recover(self, number: int, title: str, pupil: Pupil) -> None:
+        learner = build("learners", self.settings.recovery, "compress.recovery")
+        lessons = self._lessons(pupil, self.settings.recovery_rows)
+        teacher = (
+            {"teacher": Pupil.open(self.original.folder)} if "live_teacher" in getattr(learner, "needs", ()) else {}
+        )
+        total = math.ceil(len(lessons) / learner.rows) * learner.passes
+        checkpoint = self.folder / f".recovery-{number}.safetensors"
+        with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
+            done = 0
+            for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
+                tick(step.step - done)
+                done = step.step
+        checkpoint.unlink(missing_ok=True)
+
+    def _lessons(self, pupil: Pupil, rows: int | None) -> list[Lesson]:
+        examples = list(self.examples)
+        random.Random(self.run.seed).shuffle(examples)
+        tools, longest = self.run.task.tools, self.settings.longest_tokens
+        return encode_lessons(examples[:rows], self.form, tools, pupil.tokenizer, longest)
+
+    def _batches(self, lessons: Sequence[Lesson], pupil: Pupil) -> list[Any]:
+        pad = pupil.tokenizer.pad_token_id
+        pad = int(pupil.tokenizer.eos_token_id if pad is None else pad)
+        ordered = sorted(lessons, key=lambda lesson: len(lesson.ids))
+        return [collate(ordered[start : start + 32], pad) for start in range(0, len(ordered), 32)]
+
+    def _measured(self, title: str, student: Path, more: dict[str, Any]) -> dict[str, Any]:
+        """A student on the artifact's engine, as f16: so that every step is measured by the same means."""
+        known = self.folder / f".measured-{student.name.strip('.')}.json"
+        if not known.exists():
+            work = self.folder / ".measured"
+            Gguf("f16").export(student, work)
+            engine = self.room.open(self.settings.engine, work / "model.gguf")
+            paper = self.room.examine(engine)
+            engine.close()
+            shutil.rmtree(work)
+            card = Student.open(student)
+            write_json(known, {"parameters": card.parameters, "bytes": card.bytes, **paper.figures})
+        record = {"name": title, **more, **read_json(known)}
+        self._note(record)
+        return record
+
+    def _export(self, block: Any, student: Path) -> tuple[Artifact, dict[str, Any]]:
+        """The first type that holds parity. Raises UserError with the rows that differ where none does."""
+        reference = self.room.open("torch", student)
+        expected = self.room.examine(reference)
+        tokenizer = Pupil.open(student).tokenizer
+        reference.close()
+        exporter = build("exporters", block, f"compress.steps.{len(self.settings.steps) - 1}")
+        tried: dict[str, float] = {}
+        differing: list[str] = []
+        for candidate in (exporter, *exporter.larger()):
+            place = self.folder / "artifact"
+            told = candidate.export(student, place)
+            artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
+            paper = self._gated(artifact, tokenizer)
+            differing = self.room.differing(expected.answers, paper.answers)
+            agreement = 1 - len(differing) / max(1, paper.figures["n"])
+            tried[told["type"]] = agreement
+            record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters}
+            record |= {**paper.figures, "agreement": agreement, "student_exact": expected.figures["exact"]}
+            self._note({"name": f"artifact {artifact.type}", **record})
+            if agreement >= self.settings.parity:
+                artifact.save_card()
+                return artifact, {**record, "tried": tried, "differing_rows": differing}
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in tried.items())
+        shown = ", ".join(differing[:_SHOWN_ROWS]) + (" ..." if len(differing) > _SHOWN_ROWS else "")
+        raise UserError(
+            f"artifact and student agree on too little of valid ({shares}; {self.settings.parity} is asked): rows {shown}",
+            "train the student longer, or lower compress.parity if these rows do not matter",
+        )
+
+    def _gated(self, artifact: Artifact, tokenizer: Any) -> Paper:
+        engine = self.room.open(self.settings.engine, artifact.model)
+        try:
+            self.room.check_prompts(engine, tokenizer)
+            return self.room.examine(engine)
+        finally:
+            engine.close()
+
+    def _note(self, record: dict[str, Any]) -> None:
+        size, share = record["bytes"] / 1e6, record["exact"]
+        agreement = f", agrees with the student on {record['agreement']:.3f}" if "agreement" in record else ""
+        self.run.progress.note(f"  {record['name']}: {size:.1f} MB, {share:.3f} exact on {record['n']} rows{agreement}")
+
+
+def _name(block: Any) -> str:
+    return block if isinstance(block, str) else str(block["method"])
+
+
+def _title(block: Any) -> str:
+    if isinstance(block, str):
+        return block
+    settings = ", ".join(f"{key} {value}" for key, value in block.items() if key != "method")
+    return f"{block['method']} ({settings})" if settings else str(block["method"])

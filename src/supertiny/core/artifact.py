@@ -1,0 +1,61 @@
+"""An artifact: one GGUF file and the card that says what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supertiny.core.errors import UserError
+from supertiny.core.files import read_json, sha256_of, write_json
+
+_CARD = "artifact.json"
+_MODEL = "model.gguf"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What the compress stage makes and the serve stage serves; opens in llama.cpp and OpenVINO GenAI as it stands."""
+
+    folder: Path
+    format: Any
+    """Block of the format that the model was taught: a name, or `{method, ...}`."""
+    type: str
+    """How its matrices are stored: q4_0, q4_1, q8_0, f16."""
+    bytes: int
+    sha256: str
+    parameters: int
+    source: str = ""
+    """Name of the model that the student was made from."""
+
+    @property
+    def model(self) -> Path:
+        return self.folder / _MODEL
+
+    @classmethod
+    def of(cls, folder: Path, format: Any, type: str, parameters: int, source: str = "") -> Artifact:
+        """The artifact whose model file stands in the folder; measures and hashes it."""
+        model = folder / _MODEL
+        return cls(folder, format, type, model.stat().st_size, sha256_of(model), parameters, source)
+
+    def save_card(self) -> None:
+        names = ("format", "type", "bytes", "sha256", "parameters", "source")
+        write_json(self.folder / _CARD, {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def open(cls, folder: Path) -> Artifact:
+        """Reads the card and verifies the model file. Raises UserError where either is not what it should be."""
+        card = read_json(folder / _CARD)
+        try:
+            artifact = cls(folder, **card)
+        except TypeError:
+            raise UserError(f"{folder / _CARD} is no card of an artifact", "run the compress stage again") from None
+        model = artifact.model
+        if not model.is_file():
+            raise UserError(f"{model} is not there", "run the compress stage again")
+        if model.stat().st_size != artifact.bytes:
+            found = model.stat().st_size
+            raise UserError(f"{model} has {found} bytes, not {artifact.bytes}", "it was cut off: run compress again")
+        if sha256_of(model) != artifact.sha256:
+            raise UserError(f"{model} has another sha256 than its card says", "it was changed: run compress again")
+        return artifact

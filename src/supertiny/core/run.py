@@ -1,0 +1,128 @@
+"""A run: the folder where a recipe's results stand. Files in it are the interface between stages."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from supertiny import __version__
+from supertiny.core.errors import UserError
+from supertiny.core.files import read_json, write_json, write_text
+from supertiny.core.ledger import Ledger
+from supertiny.core.progress import Progress
+from supertiny.core.recipe import Recipe
+from supertiny.core.task import Task
+
+_PACKAGES = ("torch", "transformers", "openvino-genai", "llama-cpp-python", "gguf", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given."""
+
+    folder: Path
+    recipe: Recipe
+    task: Task
+    ledger: Ledger
+    progress: Progress
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        return read_json(path) if path.exists() else {}
+
+    def is_done(self, stage: str, key: str) -> bool:
+        known = self.manifest.get("stages", {}).get(stage, {})
+        return known.get("key") == key and (self.folder / stage).is_dir()
+
+    def do(self, stage: str, key: str, work: Callable[[Path], Mapping[str, Any]]) -> None:
+        """Lets a stage write into a folder beside its place, which takes that place when the stage ends well.
+
+        The folder's name holds the key, so that a stage that was killed finds what it had, unless settings changed.
+        """
+        beside = self.folder / f".{stage}.{key}"
+        for stale in self.folder.glob(f".{stage}.*"):
+            if stale != beside:
+                shutil.rmtree(stale)
+        beside.mkdir(exist_ok=True)
+        began = time.perf_counter()
+        summary = work(beside)
+        place = self.folder / stage
+        if place.exists():
+            shutil.rmtree(place)
+        # Told before the rename: a kill between the two leaves the folder beside its place, whole: nothing is lost.
+        self._record(stage, key, time.perf_counter() - began, summary)
+        beside.rename(place)
+
+    def _record(self, stage: str, key: str, seconds: float, summary: Mapping[str, Any]) -> None:
+        manifest = self.manifest
+        manifest.update(
+            supertiny=__version__,
+            python=platform.python_version(),
+            machine={"processor": processor_name(), "cores": os.cpu_count()},
+            versions=package_versions(),
+            seed=self.seed,
+            task={"name": self.task.name, "hash": self.task.hash},
+        )
+        entry = {
+            "key": key,
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "summary": dict(summary),
+        }
+        manifest.setdefault("stages", {})[stage] = entry
+        write_json(self.folder / "manifest.json", manifest)
+
+
+def open_folder(recipe: Recipe) -> Callable[[], None]:
+    """Makes the run folder, takes its lock, writes the recipe; gives a function that frees the lock.
+
+    Raises UserError where another process works on the folder.
+    """
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    lock = (recipe.folder / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        other = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(
+            f"{recipe.folder} is in use by process {other}", "wait for it, or give another folder with --folder"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    write_text(recipe.folder / "recipe.yaml", recipe.text)
+    return lock.close
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

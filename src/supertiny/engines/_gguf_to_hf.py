@@ -1,0 +1,59 @@
+"""A GGUF language model as a stock Hugging Face folder: bf16 safetensors and the tokenizer, nothing of GGUF left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from supertiny.engines._gguf_file import checked
+
+_ARCHITECTURES = ("llama", "qwen2")
+
+
+def load_gguf_student(gguf: Path, folder: Path) -> None:
+    """Fills `folder` with what `AutoModelForCausalLM` and `AutoTokenizer` open.
+
+    Raises UserError for a GGUF that is broken or of another architecture than Llama's and Qwen2's. Takes memory for
+    the model in float32, some seconds for 135 million parameters.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checked(gguf, "transformers", _ARCHITECTURES)
+    with _quiet_transformers():
+        tokenizer = tokenizer_of(gguf)
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = source.config
+    # The reader marks the model as quantized although its weights are plain by now, and a marked one cannot be saved.
+    del config.quantization_config
+    config.dtype = torch.bfloat16
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.load_state_dict(source.state_dict())
+    model.tie_weights()
+    model.generation_config = source.generation_config
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def tokenizer_of(gguf: Path) -> Any:
+    """The tokenizer that a GGUF file carries."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+class _quiet_transformers:  # noqa: N801 - used as a statement
+    """No progress bars within the block: the run has its own."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        from transformers.utils import logging
+
+        if self._shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

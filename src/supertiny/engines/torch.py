@@ -1,0 +1,64 @@
+"""PyTorch by transformers: opens a stock Hugging Face folder; scores with any number of best tokens.
+
+Use when: a student is trained, compared or scored; needs no conversion, and is slower than the other engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from supertiny.core.errors import UserError
+from supertiny.core.protocols import Engine
+from supertiny.engines._model_file import file_and_name
+from supertiny.engines._torch_engine import TorchEngine
+
+
+@dataclass(frozen=True)
+class Torch:
+    """Settings of the engine."""
+
+    model: str = ""
+    """Path of a Hugging Face folder; an opened folder overrides it."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto` is bfloat16 where the processor multiplies it natively, else float32."""
+    max_batch: int = 32
+    """Prompts that are worked on at once."""
+    threads: int = 0
+    """Processor threads of the whole process; 0 leaves PyTorch's own choice."""
+    dollars_per_hour: float = 0.0
+    """Price of the machine."""
+
+    def open(self, model: Path | None = None) -> Engine:
+        """Loads the model. Raises UserError where it is not a Hugging Face folder."""
+        if model is None and not self.model:
+            raise UserError("the torch engine has no model", "set `model` to the path of a Hugging Face folder")
+        folder = model or Path(self.model)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a Hugging Face folder: it has no config.json", "GGUF opens in openvino")
+        _, identity = file_and_name("", folder)
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if _multiplies_bfloat16() else "float32"
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, precision), local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} does not open: {str(error).strip().splitlines()[0]}") from error
+        return TorchEngine(self, folder, f"torch/{identity}/{precision}", loaded.to(device).eval(), tokenizer)
+
+
+def _multiplies_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))

@@ -1,0 +1,58 @@
+"""Completions that keep to a format's grammar, at the price of free ones.
+
+A greedy completion that stands in the grammar is the completion that the grammar would have given: at each place the
+most probable token was a lawful one. So prompts are completed freely first, and only those that left the grammar are
+completed again under it. Compiling and applying a grammar of forty functions costs more than the answer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from supertiny.core.protocols import Engine, Format
+from supertiny.core.records import Completion, Prompt, Sampling, Tool
+from supertiny.core.verifying import schema_problem
+
+
+def complete_lawfully(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    form: Format,
+    tools: Sequence[Sequence[Tool]],
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Completion]:
+    """One completion per prompt, in order, each a valid answer with its prompt's tools; costs of both tries are added.
+
+    A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
+    """
+    free = engine.complete(prompts, sampling, None, lambda index, completion: advance(1))
+    maps = [{tool.name: tool for tool in known} for known in tools]
+    broken = [i for i, completion in enumerate(free) if not is_lawful(completion, form, maps[i])]
+    if not broken:
+        return free
+    grammars = [form.grammar(tools[i]) for i in broken]
+    again = engine.complete([prompts[i] for i in broken], sampling, grammars)
+    whole = list(free)
+    for i, second in zip(broken, again, strict=True):
+        first = free[i]
+        whole[i] = replace(
+            second,
+            tokens_in=first.tokens_in + second.tokens_in,
+            tokens_out=first.tokens_out + second.tokens_out,
+            tokens_cached=first.tokens_cached + second.tokens_cached,
+            seconds=first.seconds + second.seconds,
+        )
+    return whole
+
+
+def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -> bool:
+    """Whether a completion ended by itself and reads as calls of known functions with valid arguments."""
+    if completion.finish != "stop":
+        return False
+    try:
+        answer = form.decode(completion.text.removesuffix(form.stop))
+    except ValueError:
+        return False
+    return not any(schema_problem(call, tools) for call in answer.calls)

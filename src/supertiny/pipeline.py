@@ -1,0 +1,146 @@
+"""The whole thread: reads and checks a recipe, runs the stages that are not done, in the order in which data flows."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from supertiny import __version__
+from supertiny.core.errors import UserError, UserErrors, nearest_word
+from supertiny.core.files import hash_of
+from supertiny.core.ledger import Ledger
+from supertiny.core.methods import validated
+from supertiny.core.progress import Progress
+from supertiny.core.protocols import Answerer
+from supertiny.core.recipe import STAGES, Recipe, read_recipe
+from supertiny.core.run import Run, open_folder
+from supertiny.core.task import load_task
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe with its overrides. Raises UserErrors with all mistakes of the recipe and of its task."""
+    recipe = read_recipe(path, overrides)
+    check(recipe)
+    return recipe
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Settings of each stage, by its name. Raises UserErrors with every mistake, before anything is spent."""
+    errors: list[UserError] = []
+    settings = {}
+    for stage in STAGES:
+        schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
+        try:
+            settings[stage] = validated(schema, recipe.sections[stage], stage)
+        except UserErrors as several:
+            errors += several.errors
+        except UserError as error:
+            errors.append(error)
+    try:
+        load_task(recipe.task)
+    except UserErrors as several:
+        errors += several.errors
+    except UserError as error:
+        errors.append(error)
+    if errors:
+        raise UserErrors(errors)
+    return settings
+
+
+def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, progress: Progress | None = None) -> Path:
+    """Runs what is not done yet; gives the run folder. `estimate` says what it would take and spends nothing."""
+    settings = check(recipe)
+    if only is not None and only not in STAGES:
+        raise UserError(f"there is no stage {only!r}", nearest_word(only, STAGES))
+    progress = progress or Progress()
+    if estimate:
+        from supertiny.prototype.estimate import estimate as say
+
+        say(settings["prototype"], load_task(recipe.task), progress)
+        return recipe.folder
+    free = open_folder(recipe)
+    try:
+        ledger = Ledger(recipe.folder / "ledger.sqlite", settings["prototype"].budget)
+        try:
+            run = Run(recipe.folder, recipe, load_task(recipe.task), ledger, progress)
+            _run_stages(run, settings, only)
+        finally:
+            ledger.close()
+    finally:
+        free()
+    return recipe.folder
+
+
+def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None:
+    key = hash_of({"task": run.task.hash, "seed": run.seed})
+    for number, stage in enumerate(STAGES, 1):
+        # A stage's key covers its settings, the results before it, the task and the version: what it read, in one hash.
+        # A budget is no part of it: it says how far a run may go, not what comes out.
+        chosen = {name: value for name, value in asdict(settings[stage]).items() if name != "budget"}
+        key = hash_of({"before": key, "settings": chosen, "supertiny": __version__})
+        if only not in (None, stage):
+            if not (run.folder / stage).is_dir() and STAGES.index(stage) < STAGES.index(str(only)):
+                raise UserError(
+                    f"{run.folder / stage} is not there", f"run without --only, or with --only {stage} first"
+                )
+            continue
+        if run.is_done(stage, key):
+            run.progress.note(f"[{number}/{len(STAGES)}] {stage}: done before, nothing to do")
+            continue
+        run.progress.note(f"[{number}/{len(STAGES)}] {stage}")
+        run.do(stage, key, partial(_work, stage, settings, run))
+
+
+def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Mapping[str, Any]:
+    work = importlib.import_module(f"supertiny.{stage}.stage").run
+    more = (answerers(settings, run),) if stage == "report" else ()
+    summary: Mapping[str, Any] = work(settings[stage], run, folder, *more)
+    return summary
+
+
+def answerers(settings: Mapping[str, Any], run: Run) -> dict[str, Callable[[], Answerer]]:
+    """Everything that answers the task's requests, by its name in the report; each is opened when it is asked for."""
+    return {
+        "tfidf_floor": partial(_open_floor, run),
+        "labelled_only": partial(_open_student, settings, run, "labelled_only"),
+        "plain_prompt": partial(_open_teacher, settings, run, "plain_of"),
+        "pipeline": partial(_open_teacher, settings, run, "pipeline_of"),
+        "student": partial(_open_student, settings, run, "student"),
+        "artifact": partial(_open_artifact, run),
+    }
+
+
+def _open_floor(run: Run) -> Answerer:
+    from supertiny.report.floor import TfidfFloor
+
+    floor: Answerer = TfidfFloor(run.task.labelled)
+    return floor
+
+
+def _open_teacher(settings: Mapping[str, Any], run: Run, kind: str) -> Answerer:
+    from supertiny.prototype import teacher
+
+    engine = teacher.open_engine(settings["prototype"])
+    opened: Answerer = getattr(teacher, kind)(settings["prototype"], run, engine, f"{kind.removesuffix('_of')} on test")
+    return opened
+
+
+def _open_student(settings: Mapping[str, Any], run: Run, name: str) -> Answerer:
+    from supertiny.core.methods import build
+    from supertiny.core.student import Student
+    from supertiny.formats._answerer import ModelAnswerer
+
+    student = Student.open(run.folder / "transfer" / name)
+    engine = build("engines", "torch").open(student.folder)
+    return ModelAnswerer(name, engine, build("formats", student.format), run.task.tools, constrained=False)
+
+
+def _open_artifact(run: Run) -> Answerer:
+    from supertiny.serve.stage import open_artifact
+
+    artifact: Answerer = open_artifact(run.folder, run.task.tools)
+    return artifact

@@ -1,0 +1,47 @@
+"""Keeps one of several requests that say the same in nearly the same words.
+
+Paper: Broder, On the Resemblance and Containment of Documents, 1997.
+Use when: the pool comes from logs, where the same request stands thousands of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from datasketch import MinHash, MinHashLSH
+from pydantic import Field
+
+from supertiny.core.leaks import jaccard
+from supertiny.core.records import Example
+from supertiny.core.task import Task
+
+
+@dataclass(frozen=True)
+class Deduplicate:
+    """Character 4-grams; MinHash proposes, the exact similarity decides. The first stays, gold rows first."""
+
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Jaccard similarity from which two requests count as one."""
+    permutations: int = 128
+    """Size of the signature."""
+
+    def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
+        index = MinHashLSH(threshold=self.similarity, num_perm=self.permutations)
+        gold_first = sorted(range(len(examples)), key=lambda i: examples[i].provenance.get("source") != "labelled")
+        kept: dict[int, frozenset[str]] = {}
+        for place in gold_first:
+            grams = _grams(examples[place].request.text)
+            signature = MinHash(num_perm=self.permutations, seed=seed + 1)
+            signature.update_batch([gram.encode() for gram in sorted(grams)])
+            if any(jaccard(grams, kept[near]) >= self.similarity for near in index.query(signature)):
+                continue
+            index.insert(place, signature)
+            kept[place] = grams
+        return [examples[place] for place in sorted(kept)]
+
+
+def _grams(text: str) -> frozenset[str]:
+    plain = " ".join(text.casefold().split())
+    return frozenset(plain[i : i + 4] for i in range(max(1, len(plain) - 3)))

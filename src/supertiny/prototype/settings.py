@@ -1,0 +1,37 @@
+"""What a recipe may say under `prototype`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from supertiny.core.ledger import Budget
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The teacher pipeline and what is kept of its labels."""
+
+    engine: Any = field(
+        default_factory=lambda: {"method": "openvino", "model": "qwen2.5-coder-1.5b-instruct-q4_k_m"},
+        metadata={"family": "engines"},
+    )
+    """What runs the teacher's language model."""
+    format: Any = field(default="compact", metadata={"family": "formats"})
+    """How the teacher writes calls inside the pipeline."""
+    plain_format: Any = field(default="chat_json", metadata={"family": "formats"})
+    """How calls are written in the one plain prompt that the pipeline is compared with."""
+    steps: tuple[Any, ...] = field(default=("retrieve", "fill", "check"), metadata={"family": "steps"})
+    """Steps of the pipeline, in order."""
+    curators: tuple[Any, ...] = field(default=("verified", "deduplicate"), metadata={"family": "curators"})
+    """What chooses among the labelled pool, in order."""
+    budget: Budget = field(default_factory=Budget)
+    """What model calls may cost in all; never crossed."""
+    plain_rows: int = 100
+    """Rows of valid on which the plain prompt is measured."""
+    pool_rows: int | None = None
+    """Rows of the pool that are labelled; all where it is not given."""
+    valid_rows: int | None = None
+    """Rows of valid on which the pipeline is measured; all where it is not given."""
+    chunk: int = 64
+    """Requests that go through all steps together, so that a step finds in cache what the step before it read."""

@@ -1,0 +1,54 @@
+"""Runs the verifier on the answer and hands its complaint back once.
+
+Paper: Madaan et al., Self-Refine, 2023, arXiv:2303.17651.
+Use when: the task has an executable verifier whose reasons tell how to mend a call.
+Differs from the paper: the complaint comes from code, not from a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from supertiny.core.records import Prompt, Sampling
+from supertiny.prototype.bench import Bench, Trace
+
+
+@dataclass(frozen=True)
+class Check:
+    """Asks again where the verifier says fail; the second answer counts only if it passes."""
+
+    max_tokens: int = 96
+    """Tokens that an answer may have."""
+
+    calls_per_request = 0.15
+
+    def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
+        complaints = {place: said for place, trace in enumerate(traces) if (said := self._complaint(trace, bench))}
+        failed = [traces[place] for place in complaints]
+        prompts = [self._again(trace, said, bench) for trace, said in zip(failed, complaints.values(), strict=True)]
+        grammars = [bench.form.grammar(trace.request.tools or bench.task.tools) for trace in failed]
+        paid, done = bench.complete(failed, prompts, Sampling(self.max_tokens), grammars)
+        checked = list(traces)
+        for place, trace, completion in zip(complaints, paid, done, strict=True):
+            second = trace.answered(completion.text, bench.read(completion.text))
+            mended = second.calls is not None and not self._complaint(second, bench)
+            checked[place] = replace(second, tool=None) if mended else trace
+        return checked
+
+    def _complaint(self, trace: Trace, bench: Bench) -> str:
+        if trace.calls is None:
+            return "this is not a call in the format"
+        verdict = bench.task.verify(trace.request, trace.calls)
+        return verdict.reason or "the call is not valid" if verdict.outcome == "fail" else ""
+
+    def _again(self, trace: Trace, complaint: str, bench: Bench) -> Prompt:
+        first = bench.prompt(trace)
+        turns = (
+            {"role": "assistant", "content": trace.raw},
+            {
+                "role": "user",
+                "content": f"That is wrong: {complaint}. Write the right call for the same request, or ~.",
+            },
+        )
+        return Prompt((*first.messages, *turns), shared=first.shared)

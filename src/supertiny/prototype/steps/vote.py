@@ -1,0 +1,59 @@
+"""Samples several answers and takes the one that most agree on; the share of votes is the confidence.
+
+Paper: Wang et al., Self-Consistency, 2022, arXiv:2203.11171.
+Use when: the labels should be trusted, or routing at serving time needs a confidence.
+Differs from the paper: the answer so far has a vote too and wins ties; answers that the verifier fails have none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from supertiny.core.records import Call, Sampling
+from supertiny.core.scoring import plain_call
+from supertiny.prototype.bench import Bench, Trace
+
+
+@dataclass(frozen=True)
+class Vote:
+    """`samples` further answers for each request, drawn with `temperature`."""
+
+    samples: int = 2
+    """Answers drawn beside the one at hand."""
+    temperature: float = 0.7
+    """Sampling temperature."""
+    max_tokens: int = 96
+    """Tokens that an answer may have."""
+
+    @property
+    def calls_per_request(self) -> float:
+        return float(self.samples)
+
+    def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
+        traces = list(traces)
+        ballots: list[list[Trace]] = [[trace] if trace.calls is not None else [] for trace in traces]
+        prompts = [bench.prompt(trace) for trace in traces]
+        grammars = [bench.form.grammar(trace.request.tools or bench.task.tools) for trace in traces]
+        for sample in range(self.samples):
+            sampling = Sampling(self.max_tokens, self.temperature, seed=bench.seed * 1000 + sample + 1)
+            traces, done = bench.complete(traces, prompts, sampling, grammars)
+            for ballot, trace, completion in zip(ballots, traces, done, strict=True):
+                ballot.append(trace.answered(completion.text, bench.read(completion.text)))
+        return [self._elected(trace, ballot, bench) for trace, ballot in zip(traces, ballots, strict=True)]
+
+    def _elected(self, trace: Trace, ballot: Sequence[Trace], bench: Bench) -> Trace:
+        valid = [t for t in ballot if t.calls is not None and self._passes(t, bench)]
+        if not valid:
+            return replace(trace, confidence=0.0)
+        names = [self._name(t.calls or (), bench) for t in valid]
+        winner, votes = Counter(names).most_common(1)[0]  # first seen wins ties, and the answer so far comes first
+        best = valid[names.index(winner)]
+        return replace(best, cost=trace.cost, confidence=votes / (self.samples + 1))
+
+    def _passes(self, trace: Trace, bench: Bench) -> bool:
+        return bench.task.verify(trace.request, trace.calls or ()).outcome != "fail"
+
+    def _name(self, calls: Sequence[Call], bench: Bench) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(plain_call(call, bench.task.tool_map) for call in calls))

@@ -1,0 +1,98 @@
+"""What a pupil learns from: token sequences in which only the answer is learned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from supertiny.core.errors import UserError
+from supertiny.core.protocols import Format
+from supertiny.core.records import Example, Tool
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Token ids of prompt and answer; the ids from `answer_start` on are learned."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch. `wanted` marks the places whose next token is an answer token; `targets` are those tokens."""
+
+    ids: torch.Tensor
+    """(rows, length) token ids."""
+    mask: torch.Tensor
+    """(rows, length) 1 where there is a token."""
+    wanted: torch.Tensor
+    """(rows, length) bool."""
+    targets: torch.Tensor
+    """(positions,) token ids, in the order in which `wanted` selects."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+def encode_lessons(
+    examples: Sequence[Example], form: Format, tools: Sequence[Tool], tokenizer: Any, longest: int = 1024
+) -> list[Lesson]:
+    """Lessons of examples with answers. The prompt's and the answer's tokens are made apart, as in serving.
+
+    Raises UserError where an example is longer than `longest` tokens or nothing is left to learn from.
+    """
+    stop = tokenizer.get_vocab().get(form.stop)
+    if stop is None:
+        raise UserError(
+            f"the student's tokenizer has no token {form.stop!r}", "give transfer.format a `stop` that it has"
+        )
+    lessons = []
+    for example in examples:
+        if example.answer is None:
+            continue
+        prompt = tokenizer.encode(form.encode(example.request, tools).text, add_special_tokens=False)
+        answer = [*tokenizer.encode(form.write(example.answer), add_special_tokens=False), stop]
+        if len(prompt) + len(answer) > longest:
+            raise UserError(
+                f"row {example.request.id} has {len(prompt) + len(answer)} tokens, more than {longest}",
+                "shorten it or raise transfer.longest_tokens",
+            )
+        lessons.append(Lesson((*prompt, *answer), len(prompt)))
+    if not lessons:
+        raise UserError(
+            "there is no example with an answer to learn from", "see prototype/pool.jsonl for what was dropped"
+        )
+    return lessons
+
+
+def batches(lessons: Sequence[Lesson], rows: int, seed: int, pad: int) -> Iterator[Batch]:
+    """All lessons once, in batches of similar length in random order, so that little is padding."""
+    shuffled = list(lessons)
+    generator = random.Random(seed)
+    generator.shuffle(shuffled)
+    shuffled.sort(key=lambda lesson: len(lesson.ids))
+    groups = [shuffled[start : start + rows] for start in range(0, len(shuffled), rows)]
+    generator.shuffle(groups)
+    for group in groups:
+        yield collate(group, pad)
+
+
+def collate(group: Sequence[Lesson], pad: int) -> Batch:
+    """A batch of lessons, padded on the right."""
+    longest = max(len(lesson.ids) for lesson in group)
+    ids = torch.full((len(group), longest), pad)
+    mask = torch.zeros((len(group), longest), dtype=torch.long)
+    wanted = torch.zeros((len(group), longest), dtype=torch.bool)
+    for row, lesson in enumerate(group):
+        length = len(lesson.ids)
+        ids[row, :length] = torch.tensor(lesson.ids)
+        mask[row, :length] = 1
+        wanted[row, lesson.answer_start - 1 : length - 1] = True
+    targets = ids.roll(-1, dims=1)[wanted]
+    return Batch(ids, mask, wanted, targets)

@@ -1,0 +1,180 @@
+"""Teaches one student through its learners: checkpoints, measurements on valid, the best one kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from supertiny.core.files import hash_of, read_json, read_rows, write_json, write_rows
+from supertiny.core.methods import build
+from supertiny.core.records import Example
+from supertiny.core.run import Run
+from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.student import Student
+from supertiny.engines._torch_engine import TorchEngine
+from supertiny.engines.torch import Torch
+from supertiny.formats._answerer import ModelAnswerer
+from supertiny.training.lessons import Lesson, encode_lessons
+from supertiny.training.loop import Step
+from supertiny.training.pupil import Pupil
+from supertiny.transfer.settings import Settings
+
+
+class Course:
+    """The lessons of one student, from its base to the folder where it will stand."""
+
+    def __init__(self, settings: Settings, run: Run, folder: Path, name: str, base: Path) -> None:
+        self.settings = settings
+        self.run = run
+        self.name = name
+        self.base = base
+        self.place = folder / name
+        self.work = folder / f".{name}"
+        self.history = folder / "history.jsonl"
+        self.form = build("formats", settings.format, "transfer.format")
+
+    def teach(self, examples: Sequence[Example], learners: Sequence[Any]) -> dict[str, Any]:
+        """Runs the learners in order; gives what each bought on valid. A finished part is not done again."""
+        bought = self.work / "bought.json"
+        if (self.place / "supertiny.json").exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+            summary: dict[str, Any] = read_json(self.place / "training.json")
+            return summary
+        self.work.mkdir(parents=True, exist_ok=True)
+        results: list[dict[str, Any]] = read_json(bought) if bought.exists() else []
+        for number in range(len(results), len(learners)):
+            results.append(self._learn(number, learners[number], examples))
+            write_json(bought, results)
+        last = self.work / f"after-{len(learners) - 1}"
+        if not learners:
+            shutil.copytree(self.base, last, dirs_exist_ok=True)
+        summary = {"rows": len(examples), "learners": results, "lessons_hash": hash_of([e.to_json() for e in examples])}
+        write_json(last / "training.json", summary)
+        Student(last, self.settings.format, self.settings.student, self.run.seed).save_card()
+        last.rename(self.place)
+        shutil.rmtree(self.work)
+        return summary
+
+    def _learn(self, number: int, block: Any, examples: Sequence[Example]) -> dict[str, Any]:
+        after = self.work / f"after-{number}"
+        exams = self.work / f"scores-{number}.json"
+        if not after.exists():
+            self._train(number, block, examples, exams)
+            scores: dict[str, float] = read_json(exams)
+            best = max(scores, key=_rank(scores))
+            (self.work / f"best-{number}-{best}").rename(after)
+        self._clear(number)
+        for checkpoint in self.work.glob("*.safetensors"):
+            checkpoint.unlink()
+        scores = read_json(exams)
+        logged = [row for row in self._logged() if row["learner"] == number and row["student"] == self.name]
+        n = len(self._exam_rows())
+        low, high = wilson_interval(round(max(scores.values()) * n), n)
+        return {
+            "learner": _title(block), "lessons": len(examples), "valid_exact": max(scores.values()),
+            "low": low, "high": high, "n": n, "measured": scores,
+            "seconds": sum(row["seconds"] for row in logged), "tokens": sum(row["tokens"] for row in logged),
+        }  # fmt: skip
+
+    def _train(self, number: int, block: Any, examples: Sequence[Example], exams: Path) -> None:
+        """Goes through the learner's steps; the best students so far stand in `best-NUMBER-STEP`, scores in `exams`."""
+        pupil = Pupil.open(self.work / f"after-{number - 1}" if number else self.base, self.settings.precision)
+        lessons = encode_lessons(
+            examples, self.form, self.run.task.tools, pupil.tokenizer, self.settings.longest_tokens
+        )
+        scores: dict[str, float] = read_json(exams) if exams.exists() else {}
+        for step in self._steps(number, block, pupil, lessons):
+            if step.step not in self._exams(step.of):
+                continue
+            if str(step.step) not in scores:
+                share = self._examine(pupil)
+                if share >= max(scores.values(), default=0.0):
+                    _keep(pupil, self.work / f"best-{number}-{step.step}")
+                scores[str(step.step)] = share
+                write_json(exams, scores)  # after the student that it speaks of stands whole
+                self._clear(number, max(scores, key=_rank(scores)))
+            if self._is_stuck({key: share for key, share in scores.items() if int(key) <= step.step}):
+                self.run.progress.note(f"  {self.name}: no better for {self.settings.patience} measurements, stopping")
+                break
+
+    def _clear(self, number: int, best: str = "") -> None:
+        """Removes the students that were the best once."""
+        for folder in self.work.glob(f"best-{number}-*"):
+            if folder.name != f"best-{number}-{best}":
+                shutil.rmtree(folder)
+
+    def _steps(self, number: int, block: Any, pupil: Pupil, lessons: Sequence[Lesson]) -> Any:
+        learner = build("learners", block, f"transfer.learners.{number}")
+        checkpoint = self.work / f"learner-{number}.safetensors"
+        total = math.ceil(len(lessons) / learner.rows) * learner.passes
+        with self.run.progress.task(f"{self.name}: {_title(block)} on {len(lessons)} rows", total, "steps") as tick:
+            begun = 0
+            for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, self.settings.checkpoint_steps):
+                if not begun:
+                    self._forget(number, step.step)
+                tick(step.step - begun)
+                begun = step.step
+                self._log(number, step)
+                yield step
+
+    def _exams(self, total: int) -> set[int]:
+        times = self.settings.evaluations
+        return {max(1, round(total * (place + 1) / times)) for place in range(times)}
+
+    def _exam_rows(self) -> Sequence[Example]:
+        return self.run.task.valid[: self.settings.valid_rows]
+
+    def _examine(self, pupil: Pupil) -> float:
+        """Share of valid that the pupil answers exactly."""
+        pupil.model.eval()
+        rows = self._exam_rows()
+        engine = TorchEngine(Torch(), self.work, "pupil", pupil.model, pupil.tokenizer)
+        answerer = ModelAnswerer("pupil", engine, self.form, self.run.task.tools, constrained=False)
+        answers = answerer.answer([row.request for row in rows])
+        pupil.model.train()
+        gold = [row.answer.calls if row.answer else () for row in rows]
+        right = [exact(a.calls, g, self.run.task.tool_map) for a, g in zip(answers, gold, strict=True)]
+        share = sum(right) / max(1, len(right))
+        self.run.progress.note(f"  {self.name}: {share:.3f} exact on {len(right)} rows of valid")
+        return share
+
+    def _is_stuck(self, scores: dict[str, float]) -> bool:
+        in_order = [scores[key] for key in sorted(scores, key=int)]
+        since_best = len(in_order) - 1 - in_order.index(max(in_order))
+        return since_best >= self.settings.patience
+
+    def _log(self, number: int, step: Step) -> None:
+        with self.history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"student": self.name, "learner": number, **asdict(step)}) + "\n")
+
+    def _logged(self) -> list[dict[str, Any]]:
+        return read_rows(self.history) if self.history.exists() else []
+
+    def _forget(self, number: int, step: int) -> None:
+        """Takes out the records of steps that are done again after a kill."""
+        place = (self.name, number)
+        rows = [r for r in self._logged() if (r["student"], r["learner"]) != place or r["step"] < step]
+        write_rows(self.history, rows)
+
+
+def _keep(pupil: Pupil, best: Path) -> None:
+    """Saves the pupil, whole or not at all."""
+    fresh = best.with_name(f".{best.name}")
+    for stale in (fresh, best):
+        shutil.rmtree(stale, ignore_errors=True)
+    pupil.save(fresh)
+    fresh.rename(best)
+
+
+def _rank(scores: Mapping[str, float]) -> Callable[[str], tuple[float, int]]:
+    """The best score first; of equal ones the later."""
+    return lambda step: (scores[step], int(step))
+
+
+def _title(block: Any) -> str:
+    return block if isinstance(block, str) else str(block["method"])

@@ -1,0 +1,53 @@
+"""What holds for every test: no hub, one seed for drawn examples, no time limits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine must not turn a right answer into a failure, so drawn examples have no deadline.
+settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("house")
+
+LAMP = {
+    "type": "function",
+    "function": {
+        "name": "switch_lamp",
+        "description": "Turns a lamp on or off.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "room": {"type": "string", "enum": ["kitchen", "cellar", "garden"]},
+                "state": {"type": "string", "enum": ["on", "off"]},
+            },
+            "required": ["room", "state"],
+            "additionalProperties": False,
+        },
+    },
+}
+TEXTS = {
+    "labelled": ["kitchen lamp on please", "make the cellar dark", "light up the garden"],
+    "unlabelled": ["could someone darken the kitchen", "the garden should shine", "who won the match yesterday"],
+    "valid": ["cellar: off", "no more light among the flowers"],
+    "test": ["I want to read in the kitchen", "we leave the basement now"],
+}
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    """A task of one function and ten rows, whose files a test may break."""
+    folder = tmp_path / "lamps"
+    folder.mkdir()
+    (folder / "tools.json").write_text(json.dumps([LAMP]), encoding="utf-8")
+    call = {"name": "switch_lamp", "arguments": {"room": "kitchen", "state": "on"}}
+    for split, texts in TEXTS.items():
+        rows = [{"text": text} | ({} if split == "unlabelled" else {"calls": [call]}) for text in texts]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder

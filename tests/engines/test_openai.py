@@ -1,0 +1,304 @@
+"""The client against a real server on a loopback port that fails in every way that servers do."""
+
+import asyncio
+import json
+import threading
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.methods import build
+from supertiny.core.prices import price_of, read_prices
+from supertiny.core.records import Grammar, Price, Prompt, Sampling
+from supertiny.engines._openai_waits import asked_wait, duration_seconds, quota_pause
+from supertiny.engines.openai import OpenAI
+
+HI = Prompt(({"role": "user", "content": "hi"},))
+
+
+class _Faulty:
+    """Answers with the user's words; `faults` are given out first, one a request."""
+
+    def __init__(self):
+        self.faults, self.bodies, self.headers = [], [], []
+        self.app = FastAPI()
+        self.app.get("/v1/models")(lambda: {"data": [{"id": "small-one"}]})
+        self.app.post("/tokenize")(self.tokenize)
+        self.app.post("/v1/{rest:path}")(self.answer)
+
+    async def tokenize(self, request: Request):
+        body = await request.json()
+        text = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
+        return {"tokens": [9, 9, *map(ord, text)]}
+
+    async def answer(self, rest: str, request: Request):
+        body = await request.json()
+        self.bodies.append((rest, body))
+        self.headers.append(request.headers)
+        if self.faults:
+            fault = self.faults.pop(0)
+            if fault == "slow":
+                await asyncio.sleep(0.3)
+            else:
+                return fault() if callable(fault) else fault
+        usage = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
+        if rest == "completions":
+            return {"choices": [{"text": body["prompt"].upper(), "finish_reason": "length"}], "usage": usage}
+        text = body["messages"][-1]["content"] + "!"
+        logprobs = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]} if body.get("logprobs") else None
+        choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": logprobs}
+        scores = [None, *({ord("a"): {"logprob": -0.1}, ord("b"): {"logprob": -2.5}} for _ in range(3))]
+        return {"choices": [choice], "usage": usage, "prompt_logprobs": scores if "prompt_logprobs" in body else None}
+
+
+def status(code, text="{}", media="application/json", **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda: Response(text, code, headers=named, media_type=media)
+
+
+@pytest.fixture(scope="module")
+def running():
+    faulty = _Faulty()
+    server = uvicorn.Server(uvicorn.Config(faulty.app, port=0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    faulty.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    yield faulty
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    for box in (running.faults, running.bodies, running.headers):
+        box.clear()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("SUPERTINY_PRICES", "/nowhere/prices.yaml")
+    return running
+
+
+def opened(server, **settings):
+    """An engine whose clock moves only when it sleeps; `slept` holds the waits."""
+    engine = replace(OpenAI("small-one", server.url), **settings).open()
+    engine.slept, now = [], [0.0]
+
+    async def sleep(seconds):
+        engine.slept.append(seconds)
+        now[0] += seconds
+        await asyncio.sleep(0)
+
+    engine.sleep, engine.clock = sleep, lambda: now[0]
+    return engine
+
+
+def test_many_prompts_come_back_in_order_and_are_told_as_they_finish(server):
+    prompts = [Prompt(({"role": "user", "content": str(number)},)) for number in range(40)]
+    told = {}
+    server.faults = ["slow"]
+    answers = opened(server, concurrency=8).complete(prompts, Sampling(), done=told.__setitem__)
+    assert [answer.text for answer in answers] == [f"{number}!" for number in range(40)]
+    assert [told[number] for number in range(40)] == answers
+    assert list(told) != sorted(told)  # the slow one came later than its place
+    assert (answers[0].tokens_in, answers[0].tokens_out, answers[0].tokens_cached) == (7, 2, 3)
+    assert server.headers[0]["authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(429),
+        status(500),
+        status(502, "<html>bad gateway</html>", "text/html"),
+        status(503),
+        status(200, '{"choices": [{"mess'),
+        status(200, '{"choices": []}'),
+        status(200, '{"error": {"message": "overloaded"}}'),
+        status(200, '{"choices": []}', Content_Length="400"),  # cut off before its end
+    ],
+)
+def test_a_fault_is_tried_again(server, fault):
+    server.faults = [fault, fault]
+    engine = opened(server)
+    assert engine.complete([HI], Sampling())[0].text == "hi!"
+    assert len(server.bodies) == 3
+    assert len(engine.slept) == 2
+    assert engine.slept[0] <= 0.5
+    assert engine.slept[1] <= 1.0
+
+
+def test_a_slow_answer_is_given_up_and_asked_for_again(server):
+    server.faults = ["slow"]
+    assert opened(server, timeout_seconds=0.1).complete([HI], Sampling())[0].text == "hi!"
+    assert len(server.bodies) == 2
+
+
+def test_retry_after_is_the_least_wait(server):
+    server.faults = [status(429, Retry_After="7")]
+    engine = opened(server)
+    engine.complete([HI], Sampling())
+    assert 7 <= engine.slept[0] <= 7.5
+
+
+def test_a_wait_beyond_the_limit_is_told(server):
+    server.faults = [status(429, Retry_After="3600")]
+    with pytest.raises(UserError, match="asks to wait 3600 seconds"):
+        opened(server).complete([HI], Sampling())
+
+
+def test_a_used_up_quota_holds_the_next_request(server):
+    empty = {"X_RateLimit_Remaining_Tokens": "0", "X_RateLimit_Reset_Tokens": "1m2s"}
+    server.faults = [status(200, '{"choices": [{"message": {"content": "a"}}]}', **empty)]
+    engine = opened(server, concurrency=1)
+    assert [answer.text for answer in engine.complete([HI, HI], Sampling())] == ["a", "hi!"]
+    assert engine.slept == [62.0]
+
+
+def test_after_the_last_try_the_reason_is_told_and_finished_ones_were_heard(server):
+    engine = opened(server, retries=1, concurrency=1)
+    told = {}
+
+    def done(index, answer):
+        told[index] = answer
+        server.faults = [status(503, '{"error": {"message": "tea time"}}')] * 2
+
+    with pytest.raises(UserError, match=r"503: tea time; given up after 2 tries"):
+        engine.complete([HI, HI, HI], Sampling(), done=done)
+    assert list(told) == [0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            status(401, '{"error": {"message": "bad key sk-secret"}}'),
+            r"key was refused \(HTTP status 401\): bad key \(key\)",
+        ),
+        (status(403), "key was refused"),
+        (status(404), r"HTTP status 404.*not this path"),
+        (status(200, "<!doctype html><p>Welcome", "text/html"), "answers with a web page"),
+        (status(400, '{"error": {"message": "no such field"}}'), "HTTP status 400: no such field"),
+        (status(307, Location="http://127.0.0.1:1/"), "redirects to"),
+        (status(429, '{"error": {"code": "insufficient_quota", "message": "pay first"}}'), "429: pay first"),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_told_at_once(server, fault, said):
+    server.faults = [fault]
+    engine = opened(server)
+    with pytest.raises(UserError, match=said) as caught:
+        engine.complete([HI], Sampling())
+    assert "sk-secret" not in str(caught.value)
+    assert len(server.bodies) == 1
+    assert engine.slept == []
+
+
+def test_an_unknown_model_gets_the_nearest_name(server):
+    server.faults = [status(404)]
+    with pytest.raises(UserError, match=r"no model 'smal-one'.*did you mean 'small-one'"):
+        opened(server, model="smal-one").complete([HI], Sampling())
+
+
+def test_a_refused_connection_is_told(server):
+    with pytest.raises(UserError, match="given up after 3 tries"):
+        opened(server, base_url="http://127.0.0.1:1/v1", retries=2).complete([HI], Sampling())
+
+
+def test_a_begun_answer_is_not_repeated(server):
+    begun = replace(HI, text='{"name": ')
+    assert opened(server).complete([begun], Sampling())[0].text == "!"
+    assert server.bodies[-1][1]["messages"][-1] == {"role": "assistant", "content": '{"name": '}
+    opened(server, dialect="vllm").complete([begun], Sampling())
+    assert server.bodies[-1][1]["continue_final_message"] is True
+    assert server.bodies[-1][1]["add_generation_prompt"] is False
+
+
+def test_text_alone_is_completed_as_it_is(server):
+    answer = opened(server).complete([Prompt(text="raw")], Sampling())[0]
+    assert (answer.text, answer.finish) == ("RAW", "length")
+    assert server.bodies[-1][0] == "completions"
+
+
+def test_grammars_are_said_in_the_servers_words(server):
+    schema, regex = Grammar("json_schema", '{"type": "object"}'), Grammar("regex", "a+")
+    opened(server).complete([HI], Sampling(), [schema])
+    bound = server.bodies[-1][1]["response_format"]
+    assert bound["json_schema"] == {"name": "answer", "schema": {"type": "object"}, "strict": True}
+    opened(server, dialect="vllm").complete([HI], Sampling(), [regex])
+    assert server.bodies[-1][1]["structured_outputs"] == {"regex": "a+"}
+    opened(server, dialect="sglang").complete([HI], Sampling(), [regex])
+    assert server.bodies[-1][1]["regex"] == "a+"
+    with pytest.raises(UserError, match="cannot be bound"):
+        opened(server).complete([HI], Sampling(), [regex])
+
+
+def test_settings_reach_the_body(server):
+    sampling = Sampling(max_tokens=5, temperature=0.7, seed=3, stop=("\n",))
+    engine = opened(server, logprobs=True, max_tokens_name="max_completion_tokens", extra_body={"top_k": 4})
+    assert engine.complete([HI], sampling)[0].logprob == pytest.approx(-0.75)
+    body = server.bodies[-1][1]
+    assert (body["max_completion_tokens"], body["temperature"], body["seed"]) == (5, 0.7, 3)
+    assert (body["stop"], body["top_k"]) == (["\n"], 4)
+    assert engine.name != opened(server).name
+
+
+def test_score_reads_the_continuations_part(server):
+    scores = opened(server, dialect="vllm").score([HI], ["ab"], top=2)[0]
+    assert scores.tokens.tolist() == [97, 98]
+    assert scores.token_logprobs.tolist() == pytest.approx([-0.1, -2.5])
+    assert scores.ids.tolist() == [[97, 98]] * 2
+    with pytest.raises(UserError, match="cannot score"):
+        opened(server).score([HI], ["ab"])
+
+
+def test_settings_are_checked_before_anything_is_sent(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for settings, said in [
+        ({"base_url": "api.example"}, "not an address"),
+        ({"base_url": "http://me:pw@localhost/v1"}, "holds a key"),
+        ({"concurrency": 0}, "concurrency: must be positive"),
+        ({}, "no key for"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            build("engines", {"method": "openai", "model": "small-one", **settings}).open()
+
+
+def test_waits_are_read_from_every_form_of_header():
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert asked_wait({"retry-after": "Thu, 01 Jan 2026 00:00:30 GMT"}, now) == 30
+    assert asked_wait({"retry-after-ms": "250"}) == 0.25
+    assert asked_wait({"retry-after": "soon"}) == 0
+    assert [duration_seconds(text) for text in ("20ms", "6m0s", "1.5s", "3", "x")] == [0.02, 360, 1.5, 3, 0]
+    assert quota_pause({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "9s"}) == 0
+
+
+def test_prices_by_date_by_place_and_by_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERTINY_PRICES", str(tmp_path / "none.yaml"))
+    file = tmp_path / "prices.yaml"
+    file.write_text("m:\n  2026-01-01: {in: 1, out: 2}\n  2026-06-01: {in: 0.5, out: 1, cached: 0.1}\n")
+    url = "https://api.openai.com/v1"
+    assert price_of("m", url, file, date(2026, 3, 1)) == Price(1, 2, 1)
+    assert price_of("m", url, file, date(2026, 7, 1)) == Price(0.5, 1, 0.1)
+    assert price_of("m", url, file, date(2025, 7, 1)) is None
+    assert price_of("gpt-4o-mini", url) == Price(0.15, 0.6, 0.075)
+    assert price_of("m", "http://10.0.0.4:8000/v1") == Price()
+    with pytest.raises(UserError, match="nobody knows the price"):
+        OpenAI("m", "https://models.example.com/v1").open()
+    assert OpenAI("m", url, dollars_per_million_in=3, dollars_per_million_out=4)._price() == Price(3, 4, 3)
+
+
+def test_every_mistake_of_a_price_file_is_told(tmp_path):
+    file = tmp_path / "prices.yaml"
+    file.write_text("a: 3\nb:\n  soon: {in: 1, out: 2}\n  2026-01-01: {in: free, out: 2}\n")
+    with pytest.raises(UserErrors) as caught:
+        read_prices(file)
+    assert len(caught.value.errors) == 3
+
+
+def test_no_key_is_in_what_an_engine_shows(server):
+    engine = opened(server)
+    assert "sk-secret" not in engine.name + json.dumps(str(OpenAI("small-one", server.url)))

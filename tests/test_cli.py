@@ -1,0 +1,211 @@
+"""What people type and what they read: exit statuses, one line per mistake, hints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertiny import __version__, cli, pipeline
+from supertiny.core import models
+from supertiny.core.errors import UserError, UserErrors
+
+COMMANDS = ["new", "check", "run", "serve", "ask", "compare", "methods", "show", "models"]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Types a command; gives (exit status, output, error lines)."""
+
+    def type_command(*arguments: object) -> tuple[int, str, list[str]]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err.splitlines()
+
+    return type_command
+
+
+def test_version(typed: Any) -> None:
+    assert typed("--version") == (0, f"supertiny {__version__}\n", [])
+
+
+def test_help_names_every_command(typed: Any) -> None:
+    status, out, err = typed("--help")
+    assert (status, err) == (0, [])
+    assert all(f" {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "command", [[c] for c in COMMANDS if c != "models"] + [["models", c] for c in ("list", "fetch", "verify")]
+)
+def test_help_of_every_command_has_an_example(typed: Any, command: list[str]) -> None:
+    status, out, _ = typed(*command, "--help")
+    assert status == 0
+    assert f"Example: supertiny {' '.join(command)}" in " ".join(out.split())
+
+
+def test_no_command_shows_help_and_no_error(typed: Any) -> None:
+    status, out, err = typed()
+    assert status == 2
+    assert "Usage: supertiny" in out
+    assert err == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["rum"], "error: No such command 'rum'. Did you mean 'run'? (see"),
+        (["run"], "error: Missing argument 'RECIPE'. (see"),
+        (["run", "nowhere.yaml"], "error: nowhere.yaml is not there (give the path of a recipe"),
+        (["methods", "divergence"], "error: there is no family 'divergence' (did you mean 'divergences'?)"),
+        (["show", "forward_lk"], "error: there is no method 'forward_lk' (did you mean 'forward_kl'?)"),
+        (["show", "divergence/forward_kl"], "error: there is no family 'divergence' (did you mean 'divergences'?)"),
+        (["models", "verify", "nix"], "error: there is no model 'nix' in the catalogue (known: "),
+        (["serve", "nowhere"], "error: there is no run folder nowhere (make one with `supertiny run RECIPE`)"),
+        (["ask", "nowhere", "hello"], "error: there is no run folder nowhere"),
+        (["compare", "nowhere", "nowhere"], "error: there is no run folder nowhere"),
+        (["new", "task"], "error: new needs one of --example, --from-logs, --tools-from"),
+        (["new", "--example", "smart_home"], "error: new needs the folder to make"),
+        (["serve", "x", "--port", "70000"], "error: Invalid value for '--port'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_hint(typed: Any, arguments: list[str], line: str) -> None:
+    status, out, err = typed(*arguments)
+    assert (status, out, len(err)) == (2, "", 1)
+    assert err[0].startswith(line)
+
+
+def test_all_mistakes_of_a_recipe_are_shown_at_once(typed: Any, tmp_path: Path, task_folder: Path) -> None:
+    (task_folder / "valid.jsonl").write_text('{"text": "half a row\n', encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"task: {task_folder}\nprototype: {{stepz: [fill]}}\nserve: {{port_of_call: 1}}\n", encoding="utf-8"
+    )
+    status, out, err = typed("check", recipe)
+    assert (status, out) == (2, "")
+    assert len(err) >= 3
+    assert all(line.startswith("error: ") for line in err)
+    text = "\n".join(err)
+    assert "prototype: there is no setting 'stepz' (did you mean 'steps'?)" in text
+    assert "serve: there is no setting 'port_of_call'" in text
+    assert "valid.jsonl:1" in text
+
+
+def test_a_recipe_without_mistakes_checks(typed: Any, tmp_path: Path, task_folder: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: lamps\ntask: {task_folder}\n", encoding="utf-8")
+    assert typed("check", recipe) == (0, f"{recipe}: no mistakes; its results go to runs/lamps\n", [])
+    assert typed("check", recipe, "seed=few")[0] == 2
+
+
+def test_a_bug_shows_its_traceback(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "catalogue", lambda: {}["lost"])
+    status, _, err = typed("models", "list")
+    assert status == 1
+    assert err[0].startswith("Traceback")
+    assert err[-1] == "KeyError: 'lost'"
+
+
+def test_ctrl_c_says_how_to_go_on(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "load_recipe", stopped)
+    status, _, err = typed("check", "recipe.yaml")
+    assert status == 130
+    assert err[-1] == "stopped; run the same command to go on"
+
+
+def test_nested_mistakes_are_flat_lines(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: object) -> None:
+        raise UserErrors([UserError("first\n  line", "mend it"), UserErrors([UserError("second")])])
+
+    monkeypatch.setattr(pipeline, "load_recipe", mistaken)
+    assert typed("check", "recipe.yaml") == (2, "", ["error: first line (mend it)", "error: second"])
+
+
+def test_run_hands_its_options_on(typed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def load(path: Path, overrides: list[str]) -> str:
+        seen.append((path, overrides))
+        return "the recipe"
+
+    def execute(recipe: str, only: str | None, estimate: bool) -> Path:
+        seen.append((recipe, only, estimate))
+        return tmp_path
+
+    monkeypatch.setattr(pipeline, "load_recipe", load)
+    monkeypatch.setattr(pipeline, "execute", execute)
+    # a task folder stands for the recipe in it
+    status, out, _ = typed("run", tmp_path, "seed=8", "transfer.epochs=1", "--folder", "runs/b", "--only", "transfer")
+    assert status == 0
+    assert seen[0] == (tmp_path / "recipe.yaml", ["seed=8", "transfer.epochs=1", "folder=runs/b"])
+    assert seen[1] == ("the recipe", "transfer", False)
+    assert out == f"results so far: {tmp_path}\n"
+
+
+def test_new_from_an_example_and_the_line_to_go_on(typed: Any, tmp_path: Path) -> None:
+    status, out, err = typed("new", tmp_path / "mine", "--example", "smart_home")
+    assert (status, err) == (0, [])
+    assert (tmp_path / "mine" / "tools.json").exists()
+    assert f"task={tmp_path / 'mine'}" in out
+    again, _, err = typed("new", tmp_path / "mine", "--example", "smart_home")
+    assert again == 2
+    assert "is there already" in err[0]
+
+
+def test_new_tools_from_labelled_rows(typed: Any, task_folder: Path) -> None:
+    (task_folder / "tools.json").unlink()
+    status, out, _ = typed("new", "--tools-from", task_folder / "labelled.jsonl")
+    assert status == 0
+    assert out.startswith(f"{task_folder / 'tools.json'}: 1 functions")
+    (tool,) = json.loads((task_folder / "tools.json").read_text(encoding="utf-8"))
+    assert tool["function"]["name"] == "switch_lamp"
+    assert set(tool["function"]["parameters"]["required"]) == {"room", "state"}
+    assert typed("new", "--tools-from", task_folder / "labelled.jsonl")[0] == 2
+
+
+def test_methods_lists_each_family_with_its_methods(typed: Any) -> None:
+    lines = typed("methods")[1].splitlines()
+    assert "divergences" in lines
+    assert any(line.split()[:2] == ["forward_kl", "KL(teacher"] for line in lines)
+    (title, *rows) = typed("methods", "divergences")[1].splitlines()
+    assert title == "divergences"
+    assert [row.split()[0] for row in rows] == sorted(row.split()[0] for row in rows)
+
+
+def test_show_tells_settings_and_how_a_recipe_names_it(typed: Any) -> None:
+    out = typed("show", "jensen_shannon")[1]
+    assert "divergences/jensen_shannon" in out
+    assert "Paper: " in out
+    assert "teacher_share: float" in out
+    assert "(default 0.5)" in out
+    assert "{method: jensen_shannon, teacher_share: 0.5}" in out
+
+
+def test_models_list_says_what_is_here(typed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SUPERTINY_MODELS", str(tmp_path))
+    status, out, _ = typed("models", "list")
+    assert status == 0
+    assert out.startswith(f"in {tmp_path}:")
+    assert "smollm2-135m-instruct-q4_1" in out
+    assert "absent" in out
+    status, _, err = typed("models", "verify", "smollm2-135m-instruct-q4_1")
+    assert status == 2
+    assert "is not there (supertiny models fetch smollm2-135m-instruct-q4_1)" in err[0]
+
+
+def test_fetch_reports_progress_in_megabytes(typed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fetch(name: str, progress: Any, note: Any) -> Path:
+        progress(50_000_000, 98_000_000, "from the hub")
+        note(f"{name}: on its way")
+        return tmp_path / name
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    status, out, err = typed("models", "fetch", "smollm2-135m-instruct-q4_1")
+    assert (status, out) == (0, f"smollm2-135m-instruct-q4_1: verified, {tmp_path / 'smollm2-135m-instruct-q4_1'}\n")
+    assert "smollm2-135m-instruct-q4_1: on its way" in " ".join(err)
