@@ -1,7 +1,7 @@
 # supertiny: `make` lists what can be made. On a fresh machine `make demo` is all it takes.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo models test check fast methods format clean
+.PHONY: help setup demo models test check lint types fast methods format clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -10,7 +10,7 @@ EXAMPLE := examples/smart_home
 # What the demo's teacher and student start from.
 MODELS := qwen2.5-coder-1.5b-instruct-q4_k_m smollm2-135m-instruct-q4_1
 
-ifdef QUICK
+ifneq ($(filter-out 0 no,$(QUICK)),)
 RECIPE := $(EXAMPLE)/recipe_quick.yaml
 RUN := runs/smart_home_quick
 else
@@ -48,13 +48,22 @@ demo: models ## run the smart-home example end to end; run it again after a stop
 	@echo "demo: $(RECIPE) -> $(RUN)"
 	@$(SUPERTINY) run $(RECIPE) --folder $(RUN)
 
-# Two test processes share two cores: one thread each, or they slow each other down ten times.
 check: setup ## format, lint, types, house rules, laws and fast tests (under a minute)
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types fast
+	@echo "check: all well"
+
+lint: setup
 	@echo "check: format and lint"
 	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted: run make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
+
+types: setup
 	@echo "check: types"
 	@$(BIN)/mypy --no-error-summary
+
+# Test processes share the cores: one thread each, or they slow each other down ten times.
+fast: setup
 	@echo "check: house rules, laws, fast tests"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not model and not slow" -n 2
 

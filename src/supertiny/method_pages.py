@@ -61,7 +61,7 @@ def open_families() -> list[str]:
 
 
 def listing(family: str | None = None) -> Iterator[tuple[str, str]]:
-    """(name, summary) of each method, after a ("", family) line for each family. Raises UserError for an unknown one."""
+    """(name, summary) of each method, after a ("", family) line per family. Raises UserError for no such family."""
     for name in open_families() if family is None else [family]:
         methods = cards(name)
         yield "", name
@@ -135,8 +135,8 @@ def _type(node: ast.expr) -> str:
     return ast.unparse(node)
 
 
-def _default(node: ast.expr) -> str:
-    """A default as it is written; `field(default_factory=...)` shows what the factory makes."""
+def _default(node: ast.expr) -> str | None:
+    """A default as it is written; `field(default_factory=...)` shows what is made, None where there is none."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "field":
         for keyword in node.keywords:
             if keyword.arg == "default":
@@ -144,6 +144,7 @@ def _default(node: ast.expr) -> str:
             if keyword.arg == "default_factory":
                 made = keyword.value.body if isinstance(keyword.value, ast.Lambda) else keyword.value
                 return _EMPTY.get(ast.unparse(made), ast.unparse(made))
+        return None
     return ast.unparse(node)
 
 

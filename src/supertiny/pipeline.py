@@ -117,7 +117,7 @@ def answerers(settings: Mapping[str, Any], run: Run) -> dict[str, Callable[[], A
 def _open_floor(run: Run) -> Answerer:
     from supertiny.report.floor import TfidfFloor
 
-    floor: Answerer = TfidfFloor(run.task.labelled)
+    floor: Answerer = TfidfFloor.open(run)
     return floor
 
 

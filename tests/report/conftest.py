@@ -53,7 +53,7 @@ def fake_run(tmp_path: Path, examples: list[Example]) -> SimpleNamespace:
         folder=tmp_path,
         task=task,
         seed=7,
-        recipe=SimpleNamespace(text=recipe),
+        recipe=SimpleNamespace(text=recipe, sections={}),
         manifest={"stages": stages, "machine": {"processor": "Test CPU", "cores": 2}, "versions": {"numpy": "2"}},
         ledger=SimpleNamespace(bills=lambda: bills),
         progress=SimpleNamespace(task=_quiet, note=lambda text: None),

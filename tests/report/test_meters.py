@@ -145,8 +145,8 @@ def test_a_measurement_survives_the_disk(examples: list[Example]) -> None:
 
 
 def test_an_entry_has_what_acceptance_relies_on(examples: list[Example]) -> None:
-    measured = measure(FakeAnswerer("student", golds_of(examples), 6, size=9), requests_of(examples), SETTINGS, 7)
-    entry = figures(measured, examples, TOOL_MAP, 0.1)
+    measured = measure(FakeAnswerer("student", golds_of(examples), 6), requests_of(examples), SETTINGS, 7)
+    entry = figures(replace(measured, bytes=9), examples, TOOL_MAP, 0.1)
     keys = {"name", "exact", "exact_low", "exact_high", "n", "argument_f1", "p50_seconds", "p95_seconds", "bytes"}
     assert keys | {"tokens_in", "tokens_out", "dollars_per_1000"} <= set(entry)
     assert 0 < entry["p50_seconds"] <= entry["p95_seconds"]

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from supertiny.core.methods import cards
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -36,3 +38,11 @@ class Settings:
     """Longest answer, in tokens."""
     longest_tokens: Count = 512
     """Longest lesson of the recovery, in tokens."""
+
+    def __post_init__(self) -> None:
+        names = [step if isinstance(step, str) else step.get("method") for step in self.steps]
+        exporters, reshapers = cards("exporters"), cards("reshapers")
+        if any(name not in exporters and name not in reshapers for name in names):
+            return  # a wrong name is told by the reading of the recipe
+        if [name in exporters for name in names] != [False] * (len(names) - 1) + [True]:
+            raise ValueError("steps must end with one exporter, and have no other")

@@ -15,7 +15,7 @@ from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, write_json
-from supertiny.core.methods import build, cards
+from supertiny.core.methods import build
 from supertiny.core.records import Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
@@ -27,15 +27,7 @@ _SHOWN_ROWS = 10
 
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     """Makes `student/`, `artifact/` and `steps.json`; gives the artifact's type, bytes and agreement."""
-    check_order(settings.steps)
     return _Work(settings, run, folder).do()
-
-
-def check_order(steps: Sequence[Any]) -> None:
-    """Raises UserError unless one exporter stands at the end, and reshapers before it."""
-    exporting = [_name(step) in cards("exporters") for step in steps]
-    if exporting != [False] * (len(steps) - 1) + [True]:
-        raise UserError("compress.steps: one exporter must stand at the end, and only there", "add `- gguf`")
 
 
 class _Work:
@@ -60,7 +52,7 @@ class _Work:
                 self._reshape(number, block, student, place)
             student = place
             records.append(self._measured(_title(block), student, {"method": _name(block)}))
-        artifact, export = self._export(last, student)
+        export = self._export(last, student)
         records.append({**export, "name": _title(last), "method": _name(last)})
         self._settle(student)
         write_json(self.folder / "steps.json", records)
@@ -135,7 +127,7 @@ class _Work:
         self._note(record)
         return record
 
-    def _export(self, block: Any, student: Path) -> tuple[Artifact, dict[str, Any]]:
+    def _export(self, block: Any, student: Path) -> dict[str, Any]:
         """The first type that holds parity. Raises UserError with the rows that differ where none does."""
         reference = self.room.open("torch", student)
         expected = self.room.examine(reference)
@@ -144,7 +136,7 @@ class _Work:
         exporter = build("exporters", block, f"compress.steps.{len(self.settings.steps) - 1}")
         tried: dict[str, float] = {}
         differing: list[str] = []
-        for candidate in (exporter, *exporter.larger()):
+        for candidate in (exporter, *getattr(exporter, "larger", list)()):
             place = self.folder / "artifact"
             told = candidate.export(student, place)
             artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
@@ -157,11 +149,12 @@ class _Work:
             self._note({"name": f"artifact {artifact.type}", **record})
             if agreement >= self.settings.parity:
                 artifact.save_card()
-                return artifact, {**record, "tried": tried, "differing_rows": differing}
+                return {**record, "tried": tried, "differing_rows": differing}
         shares = ", ".join(f"{name} {share:.3f}" for name, share in tried.items())
         shown = ", ".join(differing[:_SHOWN_ROWS]) + (" ..." if len(differing) > _SHOWN_ROWS else "")
+        asked = self.settings.parity
         raise UserError(
-            f"artifact and student agree on too little of valid ({shares}; {self.settings.parity} is asked): rows {shown}",
+            f"artifact and student agree too rarely on valid ({shares}; asked: {asked}), not on rows {shown}",
             "train the student longer, or lower compress.parity if these rows do not matter",
         )
 

@@ -75,9 +75,9 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: not a ledger: {error}", "move it away to start afresh") from None
 
-    def wrap(self, engine: Engine, purpose: str, advance: Callable[[int], None] | None = None) -> LedgerEngine:
-        """The same engine; what it once wrote is read from here. `advance(n)` is told of finished prompts."""
-        return LedgerEngine(self, engine, purpose, advance)
+    def wrap(self, engine: Engine, purpose: str) -> LedgerEngine:
+        """The same engine; what it once wrote is read from here."""
+        return LedgerEngine(self, engine, purpose)
 
     def find(self, key: str) -> Completion | None:
         rows = self._ask("SELECT completion FROM calls WHERE key = ?", (key,))
@@ -164,15 +164,12 @@ def _is_over(limit: float | None, spent: float) -> bool:
 class LedgerEngine:
     """An engine behind the ledger. Equal prompts of one batch are computed once."""
 
-    def __init__(
-        self, ledger: Ledger, engine: Engine, purpose: str, advance: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, ledger: Ledger, engine: Engine, purpose: str) -> None:
         self.ledger = ledger
         self.engine = engine
         self.purpose = purpose
         self.name = engine.name
         self.price = engine.price
-        self._advance = advance or (lambda count: None)
 
     def complete(
         self,
@@ -183,27 +180,29 @@ class LedgerEngine:
     ) -> list[Completion]:
         grammars = list(grammar) if grammar is not None else [None] * len(prompts)
         keys = [self._key(p, sampling, g) for p, g in zip(prompts, grammars, strict=True)]
-        found: dict[str, Completion] = {}
-        missing: dict[str, int] = {}
+        places: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
-            if key in found or key in missing:
-                continue
+            places.setdefault(key, []).append(index)
+        found: dict[str, Completion] = {}
+
+        def tell(key: str, completion: Completion) -> None:
+            found[key] = completion
+            for index in places[key] if done else ():
+                done(index, completion)  # type: ignore[misc]
+
+        todo = []
+        for key, (first, *_) in places.items():
             known = self.ledger.find(key)
             if known is None:
-                missing[key] = index
+                todo.append((key, first))
             else:
-                found[key] = known
-        self._advance(len(keys) - len(missing))
-        todo = list(missing.items())
+                tell(key, known)
         while todo:
             head = [prompts[index] for _, index in todo[:_CHUNK]]
             chunk = todo[: self.ledger.check_budget(self.engine, head, sampling)]
-            found.update(self._compute(chunk, prompts, sampling, grammars))
+            self._compute(chunk, prompts, sampling, grammars, tell)
             todo = todo[len(chunk) :]
-        answers = [found[key] for key in keys]
-        for index, completion in enumerate(answers if done else ()):
-            done(index, completion)  # type: ignore[misc]
-        return answers
+        return [found[key] for key in keys]
 
     def _compute(
         self,
@@ -211,8 +210,8 @@ class LedgerEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         grammars: Sequence[Grammar | None],
-    ) -> dict[str, Completion]:
-        stored: dict[str, Completion] = {}
+        tell: Callable[[str, Completion], None],
+    ) -> None:
         last = time.perf_counter()
 
         def store(index: int, completion: Completion) -> None:
@@ -224,11 +223,9 @@ class LedgerEngine:
             last = now
             if completion.finish != "error":
                 self.ledger.store(key, self.purpose, self.engine, prompts[place], shared)
-            stored[key] = shared
-            self._advance(1)
+            tell(key, shared)
 
         self.engine.complete([prompts[i] for _, i in chunk], sampling, [grammars[i] for _, i in chunk], store)
-        return stored
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         return self.engine.score(prompts, continuations, top)

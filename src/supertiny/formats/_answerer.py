@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Answer, Completion, Cost, Grammar, Request, Sampling, Tool
+from supertiny.core.records import Answer, Completion, Cost, Request, Sampling, Tool
+from supertiny.formats._lawful import complete_lawfully
 
 
 class ModelAnswerer:
@@ -24,28 +26,30 @@ class ModelAnswerer:
         max_tokens: int = 96,
         constrained: bool = True,
     ) -> None:
-        """`constrained` holds the model to the format's grammar of the tools."""
+        """`constrained` holds the model to the format's grammar of the tools. Seconds of an answer are its share of the batch."""
         self.name = name
         self._engine = engine
         self._format = format
         self._tools = tuple(tools.values()) if isinstance(tools, Mapping) else tuple(tools)
         self._sampling = Sampling(max_tokens=max_tokens, stop=(format.stop,))
         self._constrained = constrained
-        self._grammar = format.grammar(self._tools) if constrained else None
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order, all in one batch of the engine."""
-        prompts = [self._format.encode(request, request.tools or self._tools) for request in requests]
-        grammars = [self._grammar_for(request) for request in requests] if self._constrained else None
-        return [self._read(written) for written in self._engine.complete(prompts, self._sampling, grammars)]
+        tools = [request.tools or self._tools for request in requests]
+        prompts = [self._format.encode(request, known) for request, known in zip(requests, tools, strict=True)]
+        began = time.perf_counter()
+        if self._constrained:
+            done = complete_lawfully(self._engine, prompts, self._sampling, self._format, tools)
+        else:
+            done = self._engine.complete(prompts, self._sampling)
+        share = (time.perf_counter() - began) / max(1, len(done))
+        return [self._read(written, share) for written in done]
 
-    def _grammar_for(self, request: Request) -> Grammar | None:
-        return self._format.grammar(request.tools) if request.tools else self._grammar
-
-    def _read(self, written: Completion) -> Answer:
+    def _read(self, written: Completion, seconds: float) -> Answer:
         tokens = written.tokens_in, written.tokens_out, written.tokens_cached
-        dollars = self._engine.price.dollars(*tokens, seconds=written.seconds)
-        cost = Cost(dollars, written.seconds, *tokens)
+        dollars = self._engine.price.dollars(*tokens, seconds=seconds)
+        cost = Cost(dollars, seconds, *tokens)
         confidence = None
         if written.logprob is not None:
             confidence = math.exp(min(0.0, written.logprob / max(written.tokens_out, 1)))

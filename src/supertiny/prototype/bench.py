@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling
+from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.task import Task
+from supertiny.formats._lawful import complete_lawfully
 from supertiny.prototype.prompting import few_shot_messages, instructions
 
 
@@ -54,8 +55,7 @@ class Bench:
 
     def prompt(self, trace: Trace) -> Prompt:
         """System message with the functions (shared), solved examples as turns, the request."""
-        tools = trace.request.tools or self.task.tools
-        system = {"role": "system", "content": instructions(self.task.description, tools)}
+        system = {"role": "system", "content": instructions(self.task.description, self.tools_of(trace))}
         turns = few_shot_messages(trace.examples, self.form)
         return Prompt((system, *turns, *trace.request.messages), shared=1)
 
@@ -64,17 +64,30 @@ class Bench:
         traces: Sequence[Trace],
         prompts: Sequence[Prompt],
         sampling: Sampling,
-        grammars: Sequence[Grammar | None],
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> tuple[list[Trace], list[Completion]]:
         """Completes the prompts; gives the traces with the cost added, and the completions."""
-        if not traces:
-            return [], []
         done = self.engine.complete(prompts, sampling, grammars, lambda index, completion: self.advance(1))
+        return self._paid(traces, done), done
+
+    def call(
+        self, traces: Sequence[Trace], prompts: Sequence[Prompt], sampling: Sampling, tools: Sequence[Sequence[Tool]]
+    ) -> list[Trace]:
+        """Completes the prompts with valid calls of each one's tools; gives the traces with answer and cost."""
+        done = complete_lawfully(self.engine, prompts, sampling, self.form, tools, self.advance)
+        paid = self._paid(traces, done)
+        return [trace.answered(c.text, self._read(c.text)) for trace, c in zip(paid, done, strict=True)]
+
+    def tools_of(self, trace: Trace) -> Sequence[Tool]:
+        """The functions that a request may be turned into."""
+        return trace.request.tools or self.task.tools
+
+    def _paid(self, traces: Sequence[Trace], done: Sequence[Completion]) -> list[Trace]:
         price = self.engine.price
         dollars = [price.dollars(c.tokens_in, c.tokens_out, c.tokens_cached, c.seconds) for c in done]
-        return [t.paid(c, d) for t, c, d in zip(traces, done, dollars, strict=True)], done
+        return [t.paid(c, d) for t, c, d in zip(traces, done, dollars, strict=True)]
 
-    def read(self, text: str) -> Answer | None:
+    def _read(self, text: str) -> Answer | None:
         """The answer in a text, or None where it is not in the format."""
         try:
             return self.form.decode(text)

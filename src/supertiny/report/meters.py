@@ -33,7 +33,7 @@ class Measurement:
     """Wall time of answering all rows in batches."""
     from_ledger: bool
     """Whether answers may have been read from the ledger: then their recorded seconds count, not the wall time."""
-    bytes: int
+    bytes: int = 0
     """Size of the model, 0 where there is none."""
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,6 @@ def measure(
         latencies=tuple(latencies),
         batch_seconds=time.perf_counter() - began,
         from_ledger=hasattr(answerer, "without_ledger"),
-        bytes=int(getattr(answerer, "bytes", 0)),
     )
 
 

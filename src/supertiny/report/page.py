@@ -174,7 +174,7 @@ def _step_points(steps: Sequence[Mapping[str, Any]]) -> list[charts.Point]:
     return [
         charts.Point(
             "artifact" if step is steps[-1] else "student",
-            str(step["name"])[:24],
+            f"{_short(step)} {step.get('type', '')}".strip(),
             0.0,
             step["exact"],
             step.get("low", step["exact"]),
@@ -182,6 +182,11 @@ def _step_points(steps: Sequence[Mapping[str, Any]]) -> list[charts.Point]:
         )
         for step in known
     ]
+
+
+def _short(step: Mapping[str, Any]) -> str:
+    """A step's name without its settings, short enough for a chart."""
+    return str(step.get("method") or step["name"])[:16]
 
 
 def _page_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

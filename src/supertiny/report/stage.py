@@ -6,6 +6,7 @@ import platform
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from supertiny.report.meters import Measurement, figures, function_of, gold_of, 
 from supertiny.report.page import page
 from supertiny.report.redact import redacted
 from supertiny.report.settings import Settings
+from supertiny.report.sizes import model_bytes
 from supertiny.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -159,14 +161,14 @@ def _measured(
     try:
         with run.progress.task(f"measuring {name}", len(examples), "requests") as tick:
             measurement = measure(answerer, [e.request for e in examples], settings, run.seed, tick)
+            # The mapping's name counts: two answerers may be built from one class.
+            measurement = replace(measurement, name=name, bytes=model_bytes(run, name, answerer))
     finally:
         close = getattr(answerer, "close", None)
         if close is not None:
             close()
-    # The mapping's name counts: two answerers may be built from one class.
-    named = Measurement.from_json({**measurement.to_json(), "name": name})
-    write_json(known, {"ids": ids, "measurement": named.to_json()})
-    return named
+    write_json(known, {"ids": ids, "measurement": measurement.to_json()})
+    return measurement
 
 
 def _compress_steps(run_folder: Path) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def create_app(
 def _guard(api_key: str) -> Callable[[HttpRequest], None]:
     def check(http: HttpRequest) -> None:
         scheme, _, given = http.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), api_key.encode())
+        same = hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())
         if scheme.lower() != "bearer" or not same:
             raise Refusal(401, "the API key is missing or wrong", None, "invalid_api_key")
 

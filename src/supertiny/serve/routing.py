@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from supertiny.core.protocols import Answerer, Router
 from supertiny.core.records import Answer, Request
@@ -14,7 +14,7 @@ from supertiny.serve.routers.never import Never
 class Routing:
     """A router with its threshold, 0..1: 1 keeps every draft, 0 keeps none."""
 
-    router: Router = Never()
+    router: Router = field(default_factory=Never)
     threshold: float = 0.5
 
     def escalates(self, doubt: float) -> bool:

@@ -23,6 +23,8 @@ def write_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
     model = plain["model"]
     if model.get("type") != "BPE":
         raise UserError(f"{folder}: gguf cannot write a {model.get('type')} tokenizer", "it writes byte-level BPE")
+    if not model["merges"]:
+        raise UserError(f"{folder}: gguf cannot write a tokenizer without merges", "no runtime opens one")
     tokens = [f"[PAD{place}]" for place in range(vocabulary)]
     kinds = [_UNUSED] * vocabulary
     for text, place in model["vocab"].items():

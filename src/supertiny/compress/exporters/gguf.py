@@ -117,7 +117,7 @@ def _tensors(student: Path, config: Mapping[str, Any], architecture: str) -> Any
     found: dict[str, Callable[[], Any]] = {}
     for path in sorted(student.glob("*.safetensors")):
         file = safe_open(path, "pt")
-        for key in file.keys():  # noqa: SIM118 - the file is no mapping
+        for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - the file is no mapping
             if key == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue
             new = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -133,7 +133,7 @@ def _tensors(student: Path, config: Mapping[str, Any], architecture: str) -> Any
 
 
 def _array(tensor: Any, rotated_heads: int) -> np.ndarray[Any, Any]:
-    """Float32. llama.cpp rotates neighbouring pairs where transformers rotates halves: rows of q and k change places."""
+    """Float32; llama.cpp rotates neighbouring pairs, transformers halves: rows of q and k change places."""
     array: np.ndarray[Any, Any] = tensor.float().numpy()
     if not rotated_heads:
         return array

@@ -31,18 +31,18 @@ class DropBlocks:
 
     def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
         """The model with fewer blocks. Raises UserError where it has no list of blocks, or fewer than are asked for."""
-        layers = blocks_of(model)
+        layers = _blocks_of(model)
         count = round(self.share * len(layers)) if self.blocks is None else self.blocks
         if count >= len(layers):
             raise UserError(f"drop_blocks: cannot drop {count} of {len(layers)} blocks", "leave at least one")
         if count == 0:
             return model
-        weakest = influences(model, calibration).argsort(stable=True)[:count].tolist()
-        keep([place for place in range(len(layers)) if place not in weakest], model)
+        weakest = _influences(model, calibration).argsort(stable=True)[:count].tolist()
+        _keep([place for place in range(len(layers)) if place not in weakest], model)
         return model
 
 
-def blocks_of(model: Any) -> torch.nn.ModuleList:
+def _blocks_of(model: Any) -> torch.nn.ModuleList:
     """The transformer blocks. Raises UserError where the model keeps none under `layers`."""
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
@@ -50,9 +50,9 @@ def blocks_of(model: Any) -> torch.nn.ModuleList:
     return layers
 
 
-def influences(model: Any, calibration: Sequence[Batch]) -> torch.Tensor:
+def _influences(model: Any, calibration: Sequence[Batch]) -> torch.Tensor:
     """(blocks,) influence of each block; 0 is a block that only scales the hidden state."""
-    layers = blocks_of(model)
+    layers = _blocks_of(model)
     total, places = torch.zeros(len(layers), dtype=torch.float64), 0
     wanted = torch.zeros(0)
 
@@ -81,9 +81,9 @@ def influences(model: Any, calibration: Sequence[Batch]) -> torch.Tensor:
     return total / places
 
 
-def keep(places: Sequence[int], model: Any) -> None:
+def _keep(places: Sequence[int], model: Any) -> None:
     """Leaves the blocks at these places; the configuration stays stock, and the cache's numbering contiguous."""
-    layers = blocks_of(model)
+    layers = _blocks_of(model)
     model.base_model.layers = torch.nn.ModuleList([layers[place] for place in places])
     for place, layer in enumerate(model.base_model.layers):
         layer.self_attn.layer_idx = place

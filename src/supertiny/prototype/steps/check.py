@@ -27,13 +27,13 @@ class Check:
         complaints = {place: said for place, trace in enumerate(traces) if (said := self._complaint(trace, bench))}
         failed = [traces[place] for place in complaints]
         prompts = [self._again(trace, said, bench) for trace, said in zip(failed, complaints.values(), strict=True)]
-        grammars = [bench.form.grammar(trace.request.tools or bench.task.tools) for trace in failed]
-        paid, done = bench.complete(failed, prompts, Sampling(self.max_tokens), grammars)
+        tools = [bench.tools_of(trace) for trace in failed]
         checked = list(traces)
-        for place, trace, completion in zip(complaints, paid, done, strict=True):
-            second = trace.answered(completion.text, bench.read(completion.text))
+        for place, second in zip(
+            complaints, bench.call(failed, prompts, Sampling(self.max_tokens), tools), strict=True
+        ):
             mended = second.calls is not None and not self._complaint(second, bench)
-            checked[place] = replace(second, tool=None) if mended else trace
+            checked[place] = replace(second, tool=None) if mended else replace(traces[place], cost=second.cost)
         return checked
 
     def _complaint(self, trace: Trace, bench: Bench) -> str:

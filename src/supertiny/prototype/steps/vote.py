@@ -32,16 +32,17 @@ class Vote:
         return float(self.samples)
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        traces = list(traces)
+        first, traces = list(traces), list(traces)
         ballots: list[list[Trace]] = [[trace] if trace.calls is not None else [] for trace in traces]
         prompts = [bench.prompt(trace) for trace in traces]
-        grammars = [bench.form.grammar(trace.request.tools or bench.task.tools) for trace in traces]
+        tools = [bench.tools_of(trace) for trace in traces]
         for sample in range(self.samples):
             sampling = Sampling(self.max_tokens, self.temperature, seed=bench.seed * 1000 + sample + 1)
-            traces, done = bench.complete(traces, prompts, sampling, grammars)
-            for ballot, trace, completion in zip(ballots, traces, done, strict=True):
-                ballot.append(trace.answered(completion.text, bench.read(completion.text)))
-        return [self._elected(trace, ballot, bench) for trace, ballot in zip(traces, ballots, strict=True)]
+            traces = bench.call(traces, prompts, sampling, tools)
+            for ballot, trace in zip(ballots, traces, strict=True):
+                ballot.append(trace)
+        hands = [replace(before, cost=after.cost) for before, after in zip(first, traces, strict=True)]
+        return [self._elected(trace, ballot, bench) for trace, ballot in zip(hands, ballots, strict=True)]
 
     def _elected(self, trace: Trace, ballot: Sequence[Trace], bench: Bench) -> Trace:
         valid = [t for t in ballot if t.calls is not None and self._passes(t, bench)]

@@ -1,0 +1,123 @@
+"""What the prototype stage would take, said before anything is spent: calls, tokens, minutes, dollars."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from supertiny.core.methods import build
+from supertiny.core.nearest import NearestExamples
+from supertiny.core.prices import price_of
+from supertiny.core.progress import Progress
+from supertiny.core.records import Example, Price, Prompt
+from supertiny.core.task import Task
+from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.settings import Settings
+
+_BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and JSON, by Qwen2.5's tokenizer
+_SAMPLE = 100
+# Tokens per second of a 1.5B model on two cores: what prompts and answers were measured at, in batches of 32.
+_READ_PER_SECOND, _WRITTEN_PER_SECOND = 230.0, 70.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sums over one part of the stage. `tokens_fresh` are those of tokens_in that no earlier prompt shares."""
+
+    part: str
+    calls: float
+    tokens_in: float
+    tokens_fresh: float
+    tokens_out: float
+
+    @property
+    def minutes(self) -> float:
+        """On two cores; hosted models answer as fast as their limits let them."""
+        return (self.tokens_fresh / _READ_PER_SECOND + self.tokens_out / _WRITTEN_PER_SECOND) / 60
+
+    def dollars(self, price: Price) -> float:
+        cached = round(self.tokens_in - self.tokens_fresh) if price.dollars_per_million_cached else 0
+        return price.dollars(round(self.tokens_in), round(self.tokens_out), cached, self.minutes * 60)
+
+
+def estimates(settings: Settings, task: Task) -> list[Estimate]:
+    """One estimate per part: the plain prompt, the pipeline on valid, the pipeline on the pool."""
+    form = build("formats", settings.format, "prototype.format")
+    steps = [build("steps", block, "prototype.steps") for block in settings.steps]
+    bench = Bench(_Nobody(), task, form, NearestExamples(task.labelled), 0)
+    calls = sum(step.calls_per_request for step in steps)
+    written = _mean([len(form.write(e.answer).encode()) for e in task.labelled if e.answer]) / _BYTES_PER_TOKEN + 2
+    parts = []
+    for part, rows in (
+        ("pipeline on valid", task.valid[: settings.valid_rows]),
+        ("labelling the pool", task.unlabelled[: settings.pool_rows]),
+    ):
+        whole, fresh = _prompt_tokens(rows[:_SAMPLE], steps, bench)
+        # Steps after the first find what it read in the cache.
+        reads = len(rows) * fresh * max(1.0, calls - sum(step.calls_per_request >= 1 for step in steps) + 1)
+        parts.append(Estimate(part, len(rows) * calls, len(rows) * calls * whole, reads, len(rows) * calls * written))
+    plain = min(len(task.valid), settings.plain_rows)
+    tools = len(json.dumps([tool.to_openai()["function"] for tool in task.tools]).encode()) / _BYTES_PER_TOKEN
+    parts.insert(0, Estimate("plain prompt on valid", plain, plain * (tools + 120), tools + plain * 30, plain * 25))
+    return parts
+
+
+def estimate(settings: Settings, task: Task, progress: Progress) -> None:
+    """Prints the estimates and their sum."""
+    price = _price(settings.engine)
+    rows = estimates(settings, task)
+    total = Estimate(
+        "in all",
+        *(sum(getattr(row, name) for row in rows) for name in ("calls", "tokens_in", "tokens_fresh", "tokens_out")),
+    )
+    progress.note("nothing was spent; model calls that the run's ledger already holds are not paid again")
+    for row in [*rows, total]:
+        progress.note(
+            f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in ({row.tokens_fresh / 1000:.0f} k fresh) "
+            f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min on two cores  ${row.dollars(price):.4f}"
+        )
+
+
+def _prompt_tokens(rows: Sequence[Example], steps: Sequence[Any], bench: Bench) -> tuple[float, float]:
+    """Mean tokens of a prompt, whole and without what all prompts share."""
+    traces = [Trace(row.request) for row in rows]
+    for step in steps:
+        if step.calls_per_request == 0:
+            traces = step.run(traces, bench)
+    prompts = [bench.prompt(trace) for trace in traces]
+    return _mean([_bytes(p, 0) for p in prompts]) / _BYTES_PER_TOKEN, _mean(
+        [_bytes(p, p.shared) for p in prompts]
+    ) / _BYTES_PER_TOKEN
+
+
+def _bytes(prompt: Prompt, first: int) -> int:
+    # Each turn costs about five tokens of template.
+    return sum(len(str(m.get("content")).encode()) + round(5 * _BYTES_PER_TOKEN) for m in prompt.messages[first:])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _price(engine: Any) -> Price:
+    settings = build("engines", engine, "prototype.engine")
+    hosted = price_of(settings.model, settings.base_url) if hasattr(settings, "base_url") else None
+    return hosted or Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
+
+
+class _Nobody:
+    """Stands where an engine would: an estimate asks none."""
+
+    name = "nobody"
+    price = Price()
+
+    def complete(self, *_: Any) -> list[Any]:
+        raise AssertionError("an estimate calls no model")
+
+    def score(self, *_: Any) -> list[Any]:
+        raise AssertionError("an estimate calls no model")
+
+    def close(self) -> None:
+        return None
