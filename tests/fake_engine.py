@@ -18,6 +18,7 @@ class FakeEngine:
         self.author = author or (lambda prompt, sampling, grammar: f"re: {prompt.text}")
         self.price = price or Price()
         self.name = name
+        self.tokens_in = 10
         self.asked: list[tuple[Prompt, Sampling, Grammar | None]] = []
         self.batches: list[int] = []
 
@@ -40,7 +41,7 @@ class FakeEngine:
         return written
 
     def _write(self, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> Completion:
-        return Completion(self.author(prompt, sampling, grammar), tokens_in=10, tokens_out=2, seconds=0.5)
+        return Completion(self.author(prompt, sampling, grammar), tokens_in=self.tokens_in, tokens_out=2, seconds=0.5)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         raise AssertionError("nobody asked for scores")

@@ -12,7 +12,11 @@ from supertiny.core.task import Task
 
 AREAS = ("Kitchen", "Bedroom", "Garden", "Hall", "Office", "Attic")
 TOOLS: list[dict[str, Any]] = [
-    {"name": name, "description": about, "parameters": {"type": "object", "properties": places | more, "required": needed}}
+    {
+        "name": name,
+        "description": about,
+        "parameters": {"type": "object", "properties": places | more, "required": needed},
+    }
     for places in [{"area": {"type": "string", "enum": list(AREAS)}}]
     for name, about, more, needed in (
         ("TurnOn", "switch the light of an area on", {}, ["area"]),

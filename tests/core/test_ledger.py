@@ -129,13 +129,13 @@ def test_scripts_pass_unharmed(tmp_path: Path) -> None:
     assert reopened.bills()[0].purpose == "тест"
 
 
-def test_progress_and_done_are_told_of_every_prompt(tmp_path: Path) -> None:
-    ledger, told, done = Ledger(tmp_path / "ledger.sqlite"), [], []
-    ledger.wrap(FakeEngine(), "test").complete(prompts(2), GREEDY)
-    wrapped = ledger.wrap(FakeEngine(), "test", told.append)
+def test_done_is_told_of_every_prompt_once(tmp_path: Path) -> None:
+    ledger, done, engine = Ledger(tmp_path / "ledger.sqlite"), [], FakeEngine()
+    wrapped = ledger.wrap(engine, "test")
+    wrapped.complete(prompts(2), GREEDY)
     wrapped.complete([*prompts(5), *prompts(1)], GREEDY, done=lambda index, c: done.append((index, c.text)))
-    assert sum(told) == 6
-    assert done == [(index, f"re: prompt {index % 5}") for index in range(6)]
+    assert sorted(done) == [(index, f"re: prompt {index % 5}") for index in range(6)]
+    assert len(engine.asked) == 5
 
 
 def test_an_answer_that_failed_is_not_kept(tmp_path: Path) -> None:
@@ -238,9 +238,7 @@ def test_after_the_budget_is_raised_the_same_command_goes_on(tmp_path: Path) -> 
     assert len(first.asked) + len(second.asked) == 60
 
 
-def test_a_full_disk_is_a_user_error_and_what_was_stored_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_user_error_and_what_was_stored_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.wrap(FakeEngine(), "test").complete(prompts(2), GREEDY)
     pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]

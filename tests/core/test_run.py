@@ -190,7 +190,13 @@ def test_same_settings_same_key_nothing_to_do(asked: Path, monkeypatch: pytest.M
     rooms = Rooms(monkeypatch)
     folder = execute(asked)
     assert rooms.took() == list(STAGES)
-    assert {path.name for path in folder.iterdir()} >= {"recipe.yaml", "manifest.json", "ledger.sqlite", "lock", *STAGES}
+    assert {path.name for path in folder.iterdir()} >= {
+        "recipe.yaml",
+        "manifest.json",
+        "ledger.sqlite",
+        "lock",
+        *STAGES,
+    }
     execute(asked)
     assert rooms.took() == []
 

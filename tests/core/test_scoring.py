@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from supertiny.core.records import Call, Tool
-from supertiny.core.scoring import argument_counts, exact, f1, paired_bootstrap, plain_value, similarity, wilson_interval
+from supertiny.core.scoring import (
+    argument_counts,
+    exact,
+    f1,
+    paired_bootstrap,
+    plain_value,
+    similarity,
+    wilson_interval,
+)
 
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
 TOOLS = {

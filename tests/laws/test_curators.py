@@ -154,9 +154,10 @@ def test_substitute_states_the_new_value_and_the_call_carries_it(seed: int) -> N
             assert (new.tool, new.arguments.keys()) == (old.tool, old.arguments.keys())
             assert new.arguments != old.arguments
             for value in new.arguments.values():
-                assert str(value).lower() in row.request.text.lower().replace("%", " ").split() or str(
-                    value
-                ).lower() in row.request.text.lower()
+                assert (
+                    str(value).lower() in row.request.text.lower().replace("%", " ").split()
+                    or str(value).lower() in row.request.text.lower()
+                )
         # Nothing but the values has changed.
         assert _without_values(row) == _without_values(origin)
     assert len({normalised(row.request.text) for row in made}) == len(made)
@@ -170,7 +171,9 @@ def _without_values(row: Example) -> str:
     return text
 
 
-def substituted(text: str, *calls: Call, tools: Sequence[Tool] | None = None, more: Sequence[Example] = ()) -> list[Example]:
+def substituted(
+    text: str, *calls: Call, tools: Sequence[Tool] | None = None, more: Sequence[Example] = ()
+) -> list[Example]:
     task = small_task(tools, valid=[], test=[])
     curator = build("curators", {"method": "substitute", "copies": 20, "swap_share": 1.0})
     rows = judged([example(text, calls, "a", source="pool"), *more], task)

@@ -68,9 +68,7 @@ def test_same_seed_same_weights_another_seed_others(
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_frozen_parts_stay_and_all_others_move(
-    name: str, folder: Path, teacher: Pupil, lessons: list[Lesson]
-) -> None:
+def test_frozen_parts_stay_and_all_others_move(name: str, folder: Path, teacher: Pupil, lessons: list[Lesson]) -> None:
     pupil = open_pupil(folder)
     frozen = {key for key, _ in pupil.model.named_parameters() if "layers.0" in key}
     for key, parameter in pupil.model.named_parameters():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def test_the_cost_of_every_call_is_added_to_its_trace(name: str) -> None:
     given = [replace(trace, cost=paid) for trace in traces()]
     at = bench()
     found = build("steps", name).run(given, at)
-    total = sum((trace.cost.dollars - 5.0 for trace in found))
+    total = sum(trace.cost.dollars - 5.0 for trace in found)
     assert total == pytest.approx(len(engine_of(at).asked))
     assert all(trace.cost.tokens_in >= 11 and trace.cost.seconds >= 7.0 for trace in found)
     for text in REQUESTS:

@@ -75,7 +75,9 @@ def test_a_pass_holds_each_lesson_once_in_batches_of_similar_length() -> None:
     lessons = [Lesson(tuple(range(1, 3 + number % 9)) + (100 + number,), 1) for number in range(23)]
     made = list(batches(lessons, rows=4, seed=5, pad=0))
     assert [len(batch.ids) for batch in made].count(4) == 5
-    found = [tuple(row[mask.bool()].tolist()) for batch in made for row, mask in zip(batch.ids, batch.mask, strict=True)]
+    found = [
+        tuple(row[mask.bool()].tolist()) for batch in made for row, mask in zip(batch.ids, batch.mask, strict=True)
+    ]
     assert sorted(found) == sorted(lesson.ids for lesson in lessons)
     assert all(batch.mask.sum(dim=1).max() - batch.mask.sum(dim=1).min() <= 2 for batch in made)
     again = list(batches(lessons, rows=4, seed=5, pad=0))

@@ -26,7 +26,9 @@ def test_saving_changes_nothing_and_opens_in_stock_transformers(precision: str, 
         assert torch.equal(pupil.model(ids).logits, before)
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
         again = Pupil.open(tmp_path / "saved", "bfloat16")
-        assert torch.equal(stock.model.layers[0].mlp.up_proj.weight, kept["model.layers.0.mlp.up_proj.weight"].bfloat16())
+        assert torch.equal(
+            stock.model.layers[0].mlp.up_proj.weight, kept["model.layers.0.mlp.up_proj.weight"].bfloat16()
+        )
         assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
         if precision == "bfloat16":
             assert torch.equal(again.model(ids).logits, before)

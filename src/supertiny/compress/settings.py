@@ -18,7 +18,7 @@ class Settings:
 
     steps: tuple[Any, ...] = field(
         default_factory=lambda: ({"method": "drop_blocks", "share": 0.1}, {"method": "gguf", "type": "q4_0"}),
-        metadata={"family": "reshapers|exporters"},
+        metadata={"family": "exporters|reshapers"},
     )
     """Reshapers, in order, and one exporter at the end."""
     recovery: Any = field(

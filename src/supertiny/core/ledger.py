@@ -113,20 +113,22 @@ class Ledger:
     def check_budget(self, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> int:
         """How many of the prompts may be sent now, at their worst. Raises BudgetReached where none may.
 
-        A call is taken to last at most twice as long as the longest so far; the first goes alone, to learn that.
+        The first prompt of a batch is taken to last twice as long as the longest share so far (it waits for what the
+        batch shares), the others twice as long as the mean. The first of all goes alone, to learn that.
         """
         bills = self.bills()
         dollars = sum(bill.dollars for bill in bills)
         tokens = sum(bill.tokens_in + bill.tokens_out for bill in bills)
         seconds = sum(bill.seconds for bill in bills)
+        mean = seconds / max(1, sum(bill.calls for bill in bills))
         longest = self._ask("SELECT MAX(seconds) FROM calls")[0][0]
         timed = self.budget.minutes is not None or (self.budget.dollars is not None and engine.price.dollars_per_hour)
         if timed and longest is None:
             prompts = prompts[:1]
-        worst_seconds = 2 * (longest or 0.0)
         allowed = 0
         for prompt in prompts:
             # A byte-level tokenizer never writes more tokens than there are bytes, plus the template's own.
+            worst_seconds = 2 * (mean if allowed else longest or 0.0)
             worst_in = len(json.dumps(asdict(prompt), ensure_ascii=False).encode()) + 32
             dollars += engine.price.dollars(worst_in, sampling.max_tokens, 0, worst_seconds)
             tokens += worst_in + sampling.max_tokens

@@ -26,7 +26,10 @@ class ModelAnswerer:
         max_tokens: int = 96,
         constrained: bool = True,
     ) -> None:
-        """`constrained` holds the model to the format's grammar of the tools. Seconds of an answer are its share of the batch."""
+        """`constrained` holds the model to the format's grammar of the tools.
+
+        Seconds of an answer are its share of the batch.
+        """
         self.name = name
         self._engine = engine
         self._format = format

@@ -75,7 +75,8 @@ def estimate(settings: Settings, task: Task, progress: Progress) -> None:
     progress.note("nothing was spent; model calls that the run's ledger already holds are not paid again")
     for row in [*rows, total]:
         progress.note(
-            f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in ({row.tokens_fresh / 1000:.0f} k fresh) "
+            f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in "
+            f"({row.tokens_fresh / 1000:.0f} k fresh) "
             f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min on two cores  ${row.dollars(price):.4f}"
         )
 

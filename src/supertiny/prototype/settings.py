@@ -33,5 +33,5 @@ class Settings:
     """Rows of the pool that are labelled; all where it is not given."""
     valid_rows: int | None = None
     """Rows of valid on which the pipeline is measured; all where it is not given."""
-    chunk: int = 64
+    chunk: int = 128
     """Requests that go through all steps together, so that a step finds in cache what the step before it read."""

@@ -10,10 +10,13 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from supertiny.core.errors import UserError
 
 Precision = Literal["auto", "bfloat16", "float32"]
+# A bar per opened file would tear the run's own progress.
+disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def resolved(precision: Precision) -> torch.dtype:

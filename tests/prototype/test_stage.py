@@ -1,0 +1,153 @@
+"""The prototype stage with an engine that needs no model: what is measured, labelled, kept and paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertiny.core.errors import BudgetReached, UserError
+from supertiny.core.files import read_rows
+from supertiny.core.ledger import Budget, Ledger
+from supertiny.core.methods import validated
+from supertiny.core.progress import Progress
+from supertiny.core.recipe import Recipe
+from supertiny.core.records import Example, Grammar, Prompt, Sampling
+from supertiny.core.run import Run
+from supertiny.core.scoring import exact
+from supertiny.core.task import Task, load_task
+from supertiny.prototype import stage, teacher
+from supertiny.prototype.settings import Settings
+from tests.fake_engine import FakeEngine
+from tests.small_task import PHRASES, rows, write_task
+
+GOLD = {row["text"]: row["calls"][0] for split in PHRASES for row in rows(split)}
+WRONG = {row["text"] for row in rows("unlabelled")[:3]}
+
+
+def author(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
+    """Right in the compact format, but for three rows of the pool; the plain prompt gets no call."""
+    if "JSON list" in prompt.messages[0]["content"]:
+        return "[]"
+    text = prompt.messages[-1]["content"]
+    call = GOLD[text]
+    arguments = {**call["arguments"], **({"area": "Attic"} if text in WRONG else {})}
+    return f"{call['name']} " + "; ".join(f"{name} {value}" for name, value in sorted(arguments.items()))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return load_task(write_task(tmp_path / "task"))
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    opened = FakeEngine(author)
+    monkeypatch.setattr(stage, "open_engine", lambda settings: opened)
+    return opened
+
+
+def run_stage(task: Task, budget: Budget | None = None, **settings: Any) -> tuple[dict[str, Any], Path, Ledger]:
+    folder = task.folder.parent / "run" / "prototype"
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder.parent / "ledger.sqlite", budget)
+    run = Run(folder.parent, Recipe("x", task.folder, folder.parent, 7), task, ledger, Progress(quiet=True))
+    chosen = validated(Settings, {"engine": "openvino", "steps": ["retrieve", "fill"], **settings}, "prototype")
+    return stage.run(chosen, run, folder), folder, ledger
+
+
+def read(path: Path) -> list[Example]:
+    return [Example.from_json(row) for row in read_rows(path)]
+
+
+def test_what_is_measured_labelled_and_kept(task: Task, engine: FakeEngine) -> None:
+    summary, folder, ledger = run_stage(task, plain_rows=4)
+    pool, train = read(folder / "pool.jsonl"), read(folder / "train.jsonl")
+    assert [row.request for row in pool] == [row.request for row in task.unlabelled]
+    for row in pool:
+        assert row.answer is not None
+        assert row.verdict is not None
+        assert row.provenance["source"] == "pool"
+        right = exact(row.answer.calls, task.pool_gold[row.request.id], task.tool_map)
+        assert right == (row.request.text not in WRONG or "attic" in row.request.text)
+        assert row.answer.cost.tokens_in >= 10
+    labelled = [row for row in train if row.provenance["source"] == "labelled"]
+    assert [row.request.id for row in labelled] == [row.request.id for row in task.labelled]
+    assert summary["pool_rows"] == 18
+    assert summary["pool_right_share"] == pytest.approx(15 / 18)
+    assert summary["train_rows"] == len(train) == 24 + summary["pool_kept"]
+    assert summary["valid_pipeline"][0] == 1.0
+    assert summary["valid_plain_prompt"][0] == 0.0
+    assert (summary["valid_pipeline"][3], summary["valid_plain_prompt"][3]) == (18, 4)
+    measured = read_rows(folder / "valid.jsonl")
+    assert [row["pipeline"] for row in measured] == [row["calls"] for row in measured]
+    assert [row.get("plain_prompt") for row in measured] == [[]] * 4 + [None] * 14
+    asked = {bill.purpose: bill.calls for bill in ledger.bills()}
+    assert asked == {"plain prompt on valid": 4, "pipeline on valid": 18, "pipeline on the pool": 18}
+
+
+def test_the_model_sees_neither_the_answers_of_the_pool_nor_valid_nor_test(task: Task, engine: FakeEngine) -> None:
+    run_stage(task)
+    shown = {m["content"] for prompt, *_ in engine.asked for m in prompt.messages[1:-1]}
+    labelled = {row.request.text for row in task.labelled}
+    assert {text for text in shown if text in GOLD} <= labelled
+    assert {prompt.messages[-1]["content"] for prompt, *_ in engine.asked} == {
+        row.request.text for row in (*task.unlabelled, *task.valid)
+    }
+
+
+def test_run_again_it_asks_nothing_and_writes_the_same(task: Task, engine: FakeEngine) -> None:
+    _, folder, ledger = run_stage(task)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    asked = len(engine.asked)
+    ledger.close()
+    _, folder, _ = run_stage(task)
+    assert len(engine.asked) == asked
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_rows_can_be_limited(task: Task, engine: FakeEngine) -> None:
+    summary, folder, _ = run_stage(task, pool_rows=5, valid_rows=3, plain_rows=2, chunk=2)
+    assert summary["pool_rows"] == len(read_rows(folder / "pool.jsonl")) == 5
+    assert len(read_rows(folder / "valid.jsonl")) == 3
+    assert max(engine.batches) <= 2 or engine.batches[0] == 2
+
+
+def test_a_budget_that_is_reached_stops_the_stage_and_nothing_paid_is_lost(task: Task, engine: FakeEngine) -> None:
+    engine.tokens_in = 500
+    with pytest.raises(BudgetReached, match="20000 tokens"):
+        run_stage(task, Budget(tokens=20_000))
+    assert 30 <= len(engine.asked) <= 39
+    run_stage(task)
+    assert len(engine.asked) == 18 + 18 + 18, "each call is made once"
+
+
+def test_curators_that_leave_nothing_are_told(task: Task, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def curate(self, *_: Any) -> list[Example]:
+            return []
+
+    known = stage.build
+    monkeypatch.setattr(
+        stage, "build", lambda family, *rest: Nothing() if family == "curators" else known(family, *rest)
+    )
+    with pytest.raises(UserError, match="no example is left") as told:
+        run_stage(task)
+    assert "pool.jsonl" in told.value.hint
+
+
+def test_the_teacher_measured_without_the_ledger_computes_every_call(task: Task, engine: FakeEngine) -> None:
+    folder = task.folder.parent / "run"
+    run = Run(folder, Recipe("x", task.folder, folder, 7), task, Ledger(folder / "l.sqlite"), Progress(quiet=True))
+    settings = validated(Settings, {"steps": ["fill", "check"]}, "prototype")
+    for answerer in (teacher.pipeline_of(settings, run, engine, "a"), teacher.plain_of(settings, run, engine, "b")):
+        requests = [row.request for row in task.valid[:3]]
+        first = answerer.answer(requests)
+        before = len(engine.asked)
+        answerer.answer(requests)
+        assert len(engine.asked) == before
+        again = answerer.without_ledger().answer(requests)
+        assert len(engine.asked) == before + 3
+        assert [answer.calls for answer in again] == [answer.calls for answer in first]
+        assert answerer.without_ledger().answer([]) == []
