@@ -23,7 +23,7 @@ SECTIONS: dict[str, Any] = {
     },
     "transfer": {
         "student": SMALLEST,
-        "learners": [{**IMITATE, "passes": 4}],
+        "learners": [{**IMITATE, "passes": 2}],
         "labelled_only": [IMITATE],
         "evaluations": 1,
         "valid_rows": 4,

@@ -43,6 +43,17 @@ def test_a_write_that_fails_leaves_the_file_before_and_nothing_beside_it(tmp_pat
     assert names(tmp_path) == ["rows.jsonl"]
 
 
+def test_who_reads_while_a_file_is_written_sees_the_whole_file_before(tmp_path: Path) -> None:
+    place = tmp_path / "one.json"
+    write_json(place, {"before": True})
+    with written_whole(place) as beside:
+        beside.write_text("after")
+        assert read_json(place) == {"before": True}
+    with place.open(encoding="utf-8") as reader:
+        write_json(place, 2)
+        assert reader.read() == "after", "a file that is open is never written into"
+
+
 def test_a_full_disk_is_a_user_error_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "one.json"
     write_json(place, 1)

@@ -76,6 +76,7 @@ def test_similarity_by_hand() -> None:
     assert similarity([set_to(level=6, area="kitchen")], gold, TOOLS) == pytest.approx(1 / 2)
     # Matched calls over the union of calls: 1 matched, 2 predicted, 1 gold.
     assert similarity([*gold, Call("Go")], gold, TOOLS) == pytest.approx(1 / 2)
+    assert similarity([*gold, Call("Go")], [*gold, Call("Stop")], TOOLS) == pytest.approx(1 / 3)
     assert similarity([Call("Go")], gold, TOOLS) == 0.0
     assert similarity([], gold, TOOLS) == 0.0
     assert similarity([], [], TOOLS) == 1.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.gguf import Gguf
+from supertiny.compress.grid import on_grid
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -94,10 +95,17 @@ class _Work:
         checkpoint = self.folder / f".recovery-{number}.safetensors"
         with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
             done = 0
-            for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
-                tick(step.step - done)
-                done = step.step
+            with on_grid(pupil.model, self._grid()):
+                for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
+                    tick(step.step - done)
+                    done = step.step
         checkpoint.unlink(missing_ok=True)
+
+    def _grid(self) -> str:
+        """The exported type whose rounding the recovery trains with; "" where it shall not."""
+        last = self.settings.steps[-1]
+        type = last.get("type", Gguf().type) if isinstance(last, dict) else Gguf().type
+        return str(type) if self.settings.quantization_aware else ""
 
     def _lessons(self, pupil: Pupil, rows: int | None) -> list[Lesson]:
         examples = list(self.examples)

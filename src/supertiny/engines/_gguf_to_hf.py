@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from supertiny.engines._gguf_file import checked
+from supertiny.engines._gguf_file import checked, read_header
 
 _ARCHITECTURES = ("llama", "qwen2")
 
@@ -38,9 +38,15 @@ def load_gguf_student(gguf: Path, folder: Path) -> None:
 
 def tokenizer_of(gguf: Path) -> Any:
     """The tokenizer that a GGUF file carries."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if read_header(gguf).metadata.get("tokenizer.ggml.pre") == "smollm":
+        # The reader drops this family's rule that each digit is a token of its own.
+        pieces = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+        tokenizer.backend_tokenizer.pre_tokenizer = pieces
+    return tokenizer
 
 
 class _quiet_transformers:  # noqa: N801 - used as a statement

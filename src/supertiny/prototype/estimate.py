@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from supertiny.core.progress import Progress
 from supertiny.core.records import Example, Price, Prompt
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.prompting import function_list
 from supertiny.prototype.settings import Settings
 
 _BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and JSON, by Qwen2.5's tokenizer
@@ -59,7 +59,7 @@ def estimates(settings: Settings, task: Task) -> list[Estimate]:
         reads = len(rows) * fresh * max(1.0, calls - sum(step.calls_per_request >= 1 for step in steps) + 1)
         parts.append(Estimate(part, len(rows) * calls, len(rows) * calls * whole, reads, len(rows) * calls * written))
     plain = min(len(task.valid), settings.plain_rows)
-    tools = len(json.dumps([tool.to_openai()["function"] for tool in task.tools]).encode()) / _BYTES_PER_TOKEN
+    tools = len(function_list(task.tools).encode()) / _BYTES_PER_TOKEN
     parts.insert(0, Estimate("plain prompt on valid", plain, plain * (tools + 120), tools + plain * 30, plain * 25))
     return parts
 

@@ -18,10 +18,14 @@ _RULES = (
 
 
 def instructions(description: str, tools: Sequence[Tool]) -> str:
-    """The system message: task, rules, one signature per function, and each argument's long list of values once."""
+    """The system message of the pipeline: task, rules of the compact format, functions."""
+    return "\n".join([description.strip(), _RULES, "", function_list(tools)])
+
+
+def function_list(tools: Sequence[Tool]) -> str:
+    """One signature per function, and each argument's long list of values once."""
     lists = _value_lists(tools)
-    lines = [description.strip(), _RULES, "", "Functions:"]
-    lines += [_signature(tool, lists) for tool in tools]
+    lines = ["Functions:", *(_signature(tool, lists) for tool in tools)]
     lines += ["", "Values:"] if lists else []
     lines += [f"{name}: {', '.join(values)}" for name, values in lists.items()]
     return "\n".join(lines)

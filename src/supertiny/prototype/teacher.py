@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from supertiny.core.records import Answer, Cost, Prompt, Request, Sampling
 from supertiny.core.run import Run
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.prompting import function_list
 from supertiny.prototype.settings import Settings
 
 
@@ -96,9 +96,8 @@ class PlainPrompt:
         self.engine.close()
 
     def _prompt(self, request: Request) -> Prompt:
-        tools = json.dumps([t.to_openai()["function"] for t in request.tools or self.task.tools], ensure_ascii=False)
         words = (
-            f"{self.task.description}\n\nFunctions:\n{tools}\n\n"
+            f"{self.task.description}\n\n{function_list(request.tools or self.task.tools)}\n\n"
             'Answer with a JSON list of calls, [{"name": ..., "arguments": {...}}], and nothing else. '
             "Answer [] when no function serves the request."
         )

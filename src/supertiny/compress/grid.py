@@ -1,0 +1,59 @@
+"""Training on the grid of the type that will be exported, so that rounding to it loses nothing any more.
+
+Paper: Jacob et al., Quantization and Training of Neural Networks, 2017, arXiv:1712.05877 (training with rounded weights
+and a straight-through gradient); the grid is llama.cpp's q4_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+
+BLOCK = 32  # weights that share a scale in llama.cpp's small types
+
+
+def round_q4_0(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest matrix that q4_0 can store: per 32 weights of a row one scale and integers from -8 to 7.
+
+    The scale is the weight of largest magnitude over -8, so that one stands exactly on the grid. Shape and dtype stay.
+    """
+    blocks = weight.float().reshape(-1, BLOCK)
+    largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))
+    exact = largest / -8
+    inverse = torch.where(exact == 0, torch.zeros_like(exact), 1 / exact)
+    steps = (blocks * inverse + 8.5).floor().clamp(0, 15) - 8
+    scale = exact.half().float()  # what is stored; the steps are counted before it is rounded, as llama.cpp does
+    return (steps * scale).reshape(weight.shape).to(weight.dtype)
+
+
+class _OnGrid(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        # Straight through: forward sees the rounded weights, the gradient reaches the ones behind them.
+        return weight + (round_q4_0(weight) - weight).detach()
+
+
+@contextmanager
+def on_grid(model: Any, type: str) -> Iterator[None]:
+    """Within the block every matrix that q4_0 would round is seen rounded; at its end it stays on the grid.
+
+    Embedding and output are exported higher and left alone, as are all types but q4_0: finer ones lose next to nothing.
+    """
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Linear) and id(layer) not in outer and layer.in_features % BLOCK == 0
+    ]
+    if type != "q4_0":
+        layers = []
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", _OnGrid())
+    try:
+        yield
+    finally:
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
