@@ -35,7 +35,7 @@ setup: .venv/.installed ## make .venv with the pinned dependencies (instant when
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: supertiny needs Python 3.11 or newer (set PYTHON=/path/to/python3.11)" >&2; exit 2; }
 	@echo "setup: installing pinned dependencies into .venv (some minutes, once)"
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@$(SUPERTINY) --version

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +15,9 @@ import pytest
 from supertiny import __version__, cli, pipeline
 from supertiny.core import models
 from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.files import write_json
+from supertiny.core.recipe import read_recipe
+from supertiny.report import terminal
 
 COMMANDS = ["new", "check", "run", "serve", "ask", "compare", "methods", "show", "models"]
 
@@ -130,11 +137,13 @@ def test_nested_mistakes_are_flat_lines(typed: Any, monkeypatch: pytest.MonkeyPa
 def test_run_hands_its_options_on(typed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    def load(path: Path, overrides: list[str]) -> str:
-        seen.append((path, overrides))
-        return "the recipe"
+    asked = SimpleNamespace(task=tmp_path)
 
-    def execute(recipe: str, only: str | None, estimate: bool) -> Path:
+    def load(path: Path, overrides: list[str]) -> Any:
+        seen.append((path, overrides))
+        return asked
+
+    def execute(recipe: Any, only: str | None, estimate: bool) -> Path:
         seen.append((recipe, only, estimate))
         return tmp_path
 
@@ -144,15 +153,37 @@ def test_run_hands_its_options_on(typed: Any, monkeypatch: pytest.MonkeyPatch, t
     status, out, _ = typed("run", tmp_path, "seed=8", "transfer.epochs=1", "--folder", "runs/b", "--only", "transfer")
     assert status == 0
     assert seen[0] == (tmp_path / "recipe.yaml", ["seed=8", "transfer.epochs=1", "folder=runs/b"])
-    assert seen[1] == ("the recipe", "transfer", False)
+    assert seen[1] == (asked, "transfer", False)
     assert out == f"results so far: {tmp_path}\n"
+
+
+def test_a_run_ends_with_lines_that_can_be_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task_folder: Path
+) -> None:
+    rows = (task_folder / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(rows[0]) | {"text": "what's on in the kitchen?"}
+    (task_folder / "valid.jsonl").write_text("\n".join([json.dumps(first), *rows[1:]]), encoding="utf-8")
+    write_json(tmp_path / "my run" / "report" / "report.json", {})
+    monkeypatch.setattr(terminal, "print_table", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/supertiny", "run"])
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    cli._show_results(tmp_path / "my run", task_folder)
+    serve, ask = capsys.readouterr().out.splitlines()[-2:]
+    assert shlex.split(serve)[1:] == [".venv/bin/supertiny", "serve", str(tmp_path / "my run")]
+    assert shlex.split(ask)[1:] == [".venv/bin/supertiny", "ask", str(tmp_path / "my run"), "what's on in the kitchen?"]
+    monkeypatch.setattr(shutil, "which", lambda _: str(Path(".venv/bin/supertiny").resolve()))
+    assert cli._typed() == "supertiny"
 
 
 def test_new_from_an_example_and_the_line_to_go_on(typed: Any, tmp_path: Path) -> None:
     status, out, err = typed("new", tmp_path / "mine", "--example", "smart_home")
     assert (status, err) == (0, [])
     assert (tmp_path / "mine" / "tools.json").exists()
-    assert f"task={tmp_path / 'mine'}" in out
+    assert out == f"next:  supertiny run {tmp_path / 'mine' / 'recipe.yaml'}\n"
+    for name, run in (("recipe.yaml", "mine"), ("recipe_quick.yaml", "mine_quick")):
+        recipe = read_recipe(tmp_path / "mine" / name)
+        assert (recipe.name, recipe.task, recipe.folder) == (run, tmp_path / "mine", Path("runs") / run)
+        assert (tmp_path / "mine" / name).read_text(encoding="utf-8").startswith("# "), "comments stay"
     again, _, err = typed("new", tmp_path / "mine", "--example", "smart_home")
     assert again == 2
     assert "is there already" in err[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -75,11 +77,10 @@ def new(
     if from_logs is not None:
         rows = task_import.new_from_logs(from_logs, folder)
         print(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in rows.items()))
-        recipe = Path("RECIPE")
+        print(f"next:  {_typed()} run RECIPE {shlex.quote(f'task={folder}')}")
     else:
         task_import.copy_example(str(example), folder)
-        recipe = folder / "recipe.yaml"
-    print(f"next:  supertiny run {recipe} task={folder} --folder runs/{folder.name}")
+        print(f"next:  {_typed()} run {shlex.quote(str(folder / 'recipe.yaml'))}")
 
 
 @app.command()
@@ -111,9 +112,10 @@ def run(
     from supertiny.pipeline import execute, load_recipe
 
     values = [*(overrides or []), *([f"folder={folder}"] if folder else [])]
-    results = execute(load_recipe(_recipe_of(recipe), values), only=only, estimate=estimate)
+    loaded = load_recipe(_recipe_of(recipe), values)
+    results = execute(loaded, only=only, estimate=estimate)
     if not estimate:
-        _show_results(results)
+        _show_results(results, loaded.task)
 
 
 @app.command()
@@ -280,19 +282,30 @@ def _finished(run: Path, stage: str) -> Path:
     return run
 
 
-def _show_results(run: Path) -> None:
+def _show_results(run: Path, task: Path) -> None:
     """The table that ends a run, where the report is, and what to type next."""
     report = run / "report" / "report.json"
     if not report.exists():
         print(f"results so far: {run}")
         return
     from supertiny.core.files import read_json
+    from supertiny.core.leaks import asked_text
+    from supertiny.core.task import load_task
     from supertiny.report.terminal import print_table
 
     print_table(read_json(report), _console())
     print(f"\nreport:  {run / 'report' / 'report.html'}")
-    print(f"serve:   supertiny serve {run}")
-    print(f'ask:     supertiny ask {run} "turn off the kitchen lights"')
+    print(f"serve:   {_typed()} serve {shlex.quote(str(run))}")
+    asked = asked_text(load_task(task).valid[0].request.messages)
+    print(f"ask:     {_typed()} ask {shlex.quote(str(run))} {shlex.quote(asked)}")
+
+
+def _typed() -> str:
+    """The command as it can be typed here: by its path where the shell would not find it by its name."""
+    called, found = Path(sys.argv[0]), shutil.which("supertiny")
+    if called.name != "supertiny" or (found and Path(found).resolve() == called.resolve()):
+        return "supertiny"
+    return shlex.quote(str(called))
 
 
 def _console() -> Console:

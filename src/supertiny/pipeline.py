@@ -18,7 +18,7 @@ from supertiny.core.progress import Progress
 from supertiny.core.protocols import Answerer
 from supertiny.core.recipe import STAGES, Recipe, read_recipe
 from supertiny.core.run import Run, open_folder
-from supertiny.core.task import load_task
+from supertiny.core.task import Task, load_task
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -46,9 +46,27 @@ def check(recipe: Recipe) -> dict[str, Any]:
         errors += several.errors
     except UserError as error:
         errors.append(error)
+    errors += _missing_models(settings)
     if errors:
         raise UserErrors(errors)
     return settings
+
+
+def _missing_models(settings: Mapping[str, Any]) -> list[UserError]:
+    """Models that are neither in the catalogue nor on disk, told before anything is spent."""
+    from supertiny.core.models import catalogue
+
+    student = getattr(settings.get("transfer"), "student", None)
+    named = {"transfer.student": student} if student else {}
+    engine = getattr(settings.get("prototype"), "engine", None)
+    if isinstance(engine, Mapping) and engine.get("method") in ("openvino", "llama_cpp"):
+        named["prototype.engine.model"] = engine.get("model", "")
+    known = catalogue()
+    return [
+        UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
+        for place, name in named.items()
+        if name not in known and not Path(name).exists()
+    ]
 
 
 def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, progress: Progress | None = None) -> Path:
@@ -60,9 +78,11 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
     if estimate:
         from supertiny.prototype.estimate import estimate as say
 
-        say(settings["prototype"], load_task(recipe.task), progress)
+        task = load_task(recipe.task)
+        say(settings["prototype"], task, progress, _asked_on_test(settings["report"], task))
         return recipe.folder
     free = open_folder(recipe)
+    progress.note(f"results go to {recipe.folder}")
     try:
         ledger = Ledger(recipe.folder / "ledger.sqlite", settings["prototype"].budget)
         try:
@@ -75,6 +95,17 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
     return recipe.folder
 
 
+def _asked_on_test(report: Any, task: Task) -> dict[str, int]:
+    """Requests that the report puts to each of the teacher's answerers: all rows, and single ones for latency."""
+    rows = min(len(task.test), report.test_rows or len(task.test))
+    single = min(rows, report.latency_requests) + min(rows, report.warm_up_requests)
+    return {
+        name: rows + single
+        for name in ("plain_prompt", "pipeline")
+        if report.answerers == "all" or name in report.answerers
+    }
+
+
 def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None:
     key = hash_of({"task": run.task.hash, "seed": run.seed})
     for number, stage in enumerate(STAGES, 1):
@@ -83,10 +114,9 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
         chosen = {name: value for name, value in asdict(settings[stage]).items() if name != "budget"}
         key = hash_of({"before": key, "settings": chosen, "supertiny": __version__})
         if only not in (None, stage):
-            if not (run.folder / stage).is_dir() and STAGES.index(stage) < STAGES.index(str(only)):
-                raise UserError(
-                    f"{run.folder / stage} is not there", f"run without --only, or with --only {stage} first"
-                )
+            if STAGES.index(stage) < STAGES.index(str(only)) and not run.is_done(stage, key):
+                problem = f"{run.folder / stage} is not there, or was made with other settings"
+                raise UserError(problem, f"run without --only, or with --only {stage} first")
             continue
         if run.is_done(stage, key):
             run.progress.note(f"[{number}/{len(STAGES)}] {stage}: done before, nothing to do")
@@ -136,7 +166,8 @@ def _open_student(settings: Mapping[str, Any], run: Run, name: str) -> Answerer:
 
     student = Student.open(run.folder / "transfer" / name)
     engine = build("engines", "torch").open(student.folder)
-    return ModelAnswerer(name, engine, build("formats", student.format), run.task.tools, constrained=False)
+    longest = settings["serve"].max_tokens  # as the artifact: the table compares like with like
+    return ModelAnswerer(name, engine, build("formats", student.format), run.task.tools, longest, constrained=False)
 
 
 def _open_artifact(run: Run) -> Answerer:

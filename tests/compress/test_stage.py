@@ -165,7 +165,7 @@ def test_a_prompt_that_is_read_as_other_tokens_is_refused(run: Run) -> None:
             return [1, 2, 3]
 
     class Engine:
-        def _tokens(self, prompt: Any) -> list[int]:
+        def tokens(self, prompt: Any) -> list[int]:
             return [1, 2, 4]
 
     room = Room(run.task, build("formats", "compact"), 8)

@@ -29,6 +29,14 @@ def test_rows_of_every_script_are_read_back_and_stay_readable(tmp_path: Path) ->
     assert read_json(tmp_path / "one.json") == rows
 
 
+def test_half_a_character_is_written_as_its_escape_and_read_back(tmp_path: Path) -> None:
+    rows = [{"text": "лампа \ud83d", "\udc00": ["💡"]}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_json(tmp_path / "one.json", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == read_json(tmp_path / "one.json") == rows
+    assert hash_of(rows) != hash_of([])
+
+
 def test_a_write_that_fails_leaves_the_file_before_and_nothing_beside_it(tmp_path: Path) -> None:
     place = tmp_path / "rows.jsonl"
     write_rows(place, [{"a": 1}])

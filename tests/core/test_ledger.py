@@ -129,6 +129,14 @@ def test_scripts_pass_unharmed(tmp_path: Path) -> None:
     assert reopened.bills()[0].purpose == "тест"
 
 
+def test_half_a_character_does_not_stop_a_run(tmp_path: Path) -> None:
+    engine = FakeEngine(lambda *_: "灯 \ud83d")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for _ in range(2):
+        assert texts(ledger.wrap(engine, "test").complete(prompts(1), GREEDY)) == ["灯 ?"]
+    assert len(engine.asked) == 1
+
+
 def test_done_is_told_of_every_prompt_once(tmp_path: Path) -> None:
     ledger, done, engine = Ledger(tmp_path / "ledger.sqlite"), [], FakeEngine()
     wrapped = ledger.wrap(engine, "test")

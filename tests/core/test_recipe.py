@@ -99,6 +99,20 @@ def test_a_task_is_looked_for_in_the_working_folder_first(
     assert read_recipe(place, [f"task={tmp_path / 'task'}"]).task == tmp_path / "task"
 
 
+def test_another_task_has_a_run_of_its_own(place: Path, tmp_path: Path) -> None:
+    other = write_task(tmp_path / "other")
+    written(place, WHOLE + "name: lights\nfolder: results/lights\n")
+
+    def named(*overrides: str) -> tuple[str, str]:
+        recipe = read_recipe(place, overrides)
+        return recipe.name, str(recipe.folder)
+
+    assert named() == named(f"task={tmp_path / 'task'}") == ("lights", "results/lights")
+    assert named(f"task={other}") == ("other", "runs/other")
+    assert named(f"task={other}", "name=x") == ("x", "runs/x")
+    assert named(f"task={other}", "folder=here") == ("other", "here")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from supertiny.core.leaks import asked_text
 from supertiny.core.records import Answer, Call, Cost, Example, Price, Request, Tool, Verdict
 
 TOOL = Tool("Dim", "sets brightness", {"type": "object", "properties": {"level": {"type": "integer"}}})
@@ -68,3 +69,16 @@ def test_dollars_count_cached_tokens_once_at_their_own_price() -> None:
 def test_nouns_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Call("Go").tool = "Stop"  # type: ignore[misc]
+
+
+def test_content_in_parts_is_one_text() -> None:
+    parts = [{"type": "text", "text": "dim it"}, {"type": "text", "text": "to 5"}]
+    read = Example.from_json({"messages": [{"role": "user", "content": parts}]}).request
+    assert read.text == "dim it\nto 5"
+    assert read.messages == ({"role": "user", "content": "dim it\nto 5"},)
+    assert asked_text([{"role": "user", "content": parts}]) == "dim it\nto 5"
+
+
+def test_an_answer_that_could_not_be_read_stays_so() -> None:
+    row = Example(Request.from_text("hello", "a"), Answer(raw="Dim lev", readable=False))
+    assert Example.from_json(json.loads(json.dumps(row.to_json()))) == row

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from supertiny import pipeline
+from supertiny.core import run as run_module
 from supertiny.core.errors import UserError
 from supertiny.core.ledger import Ledger
 from supertiny.core.progress import Progress
@@ -78,11 +79,11 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> N
 
 
 def test_the_recipe_is_written_as_it_is_run(tmp_path: Path) -> None:
-    asked = recipe(tmp_path / "run", seed=5, sections={"prototype": {"pool_rows": 3}})
-    open_folder(asked)()
     task = tmp_path / "task"
     task.mkdir()
-    again = read_recipe(tmp_path / "run" / "recipe.yaml", [f"task={task}"])
+    asked = Recipe("x", task, tmp_path / "run", seed=5, sections={"prototype": {"pool_rows": 3}})
+    open_folder(asked)()
+    again = read_recipe(tmp_path / "run" / "recipe.yaml")
     assert (again.seed, again.sections["prototype"], again.folder) == (5, {"pool_rows": 3}, tmp_path / "run")
 
 
@@ -132,8 +133,12 @@ def test_what_other_settings_left_half_done_is_removed(run: Run) -> None:
 def test_a_kill_between_the_record_and_the_rename_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.do("prototype", "first", write("old"))
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    rename = Path.rename
+
+    def killed(folder: Path, target: Path) -> None:
+        if target.name == "prototype":
+            raise KeyboardInterrupt
+        rename(folder, target)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed)
@@ -146,6 +151,24 @@ def test_a_kill_between_the_record_and_the_rename_loses_nothing(run: Run, monkey
     assert run.is_done("prototype", "second")
 
 
+def test_a_kill_while_the_old_folder_is_removed_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.do("prototype", "first", write("old"))
+
+    def killed(folder: Path) -> None:
+        (folder / "old").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.do("prototype", "second", write("new"))
+    assert not run.is_done("prototype", "first"), "a half folder is not taken for the old result"
+    assert run.is_done("prototype", "second")
+    assert names(run.folder / "prototype") == {"new"}
+    run.do("prototype", "third", write("newest"))
+    assert names(run.folder) == {"prototype", "manifest.json"}
+
+
 class Rooms:
     """Five stages that write what they were given, and count how often they work."""
 
@@ -153,9 +176,9 @@ class Rooms:
         self.worked: list[str] = []
         known = pipeline.importlib.import_module
 
-        def open_room(name: str) -> Any:
+        def open_room(name: str, package: str | None = None) -> Any:
             room, _, part = name.removeprefix("supertiny.").partition(".")
-            return SimpleNamespace(run=self.stage(room)) if part == "stage" and room in STAGES else known(name)
+            return SimpleNamespace(run=self.stage(room)) if part == "stage" and room in STAGES else known(name, package)
 
         monkeypatch.setattr(pipeline.importlib, "import_module", open_room)
 
@@ -230,6 +253,9 @@ def test_only_one_stage(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(asked, only="prototype")
     execute(asked, only="transfer")
     assert rooms.took() == ["prototype", "transfer"]
+    with pytest.raises(UserError, match="made with other settings"):
+        execute(asked, "prototype.plain_rows=5", only="transfer")
+    assert rooms.took() == []
     with pytest.raises(UserError) as told:
         execute(asked, only="tranfer")
     assert "'transfer'" in told.value.hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from supertiny.core.records import Call, Tool
+from supertiny.core.records import Answer, Call, Tool
 from supertiny.core.scoring import (
     argument_counts,
     exact,
@@ -13,6 +13,7 @@ from supertiny.core.scoring import (
     paired_bootstrap,
     plain_value,
     similarity,
+    typed,
     wilson_interval,
 )
 
@@ -141,3 +142,25 @@ def test_paired_bootstrap_is_seeded_and_exact_where_nothing_varies() -> None:
     assert paired_bootstrap(left, right, 5) == paired_bootstrap(left, right, 5)
     assert paired_bootstrap(left, right, 5)[0] == pytest.approx(0.5)
     assert paired_bootstrap([1.0, 1.0], [0.0, 0.0], 1) == (1.0, 1.0, 1.0)
+
+
+def test_typed_gives_text_where_the_schema_says_string_and_numbers_where_it_says_number() -> None:
+    kinds = {
+        "id": {"type": "string"},
+        "note": {"type": ["string", "null"]},
+        "level": {"type": "integer"},
+        "names": {"type": "array", "items": {"type": "string"}},
+        "free": {},
+    }
+    tool = Tool("Set", "", {"type": "object", "properties": kinds})
+    given = {"id": 12345, "note": None, "level": "5", "names": [1, True, None, "x"], "free": 7}
+    (call,) = typed(Answer((Call("Set", given),)), {"Set": tool}).calls
+    assert call.arguments == {
+        "id": "12345",
+        "note": None,
+        "level": 5,
+        "names": ["1", "true", "null", "x"],
+        "free": 7,
+    }
+    unknown = Answer((Call("Other", {"id": 1}),), "words")
+    assert typed(unknown, {"Set": tool}) == unknown

@@ -9,7 +9,7 @@ from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.leaks import find_leaks, grams, jaccard, normalised
 from supertiny.core.records import Call, Request, Tool
 from supertiny.core.task import Task, load_task
-from supertiny.core.task_import import copy_example, infer_tools, new_from_logs, tools_from
+from supertiny.core.task_import import infer_tools, new_from_logs, tools_from
 
 LAMP = Tool(
     "set_lamp",
@@ -116,6 +116,7 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
             {"text": "e"},
             {"txet": "f", "calls": []},
             {"text": "g", "call": []},
+            '{"text": "h \\ud83d", "calls": []}',
         ],
         valid=[],
     )
@@ -130,6 +131,7 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         ("labelled.jsonl:7", "has no calls"),
         ("labelled.jsonl:8", "needs a text or messages"),
         ("labelled.jsonl:9", "did you mean 'calls'?"),
+        ("labelled.jsonl:10", "holds half a character, '\\ud83d'"),
         ("valid.jsonl", "is empty"),
         ("test.jsonl", "is not there"),
     ]
@@ -365,10 +367,29 @@ def test_broken_logs_are_told_by_row(tmp_path: Path) -> None:
     assert not (tmp_path / "task").exists()
 
 
-def test_an_example_is_copied_out_and_opens(tmp_path: Path) -> None:
-    copy_example("smart_home", tmp_path / "mine")
-    assert load_task(tmp_path / "mine").tools
-    with pytest.raises(UserError, match="not empty"):
-        copy_example("smart_home", tmp_path / "mine")
-    with pytest.raises(UserError, match="smart_home"):
-        copy_example("smarthome", tmp_path / "other")
+def test_inferred_tools_refuse_no_splits_gold_and_hold_no_value_of_test(tmp_path: Path) -> None:
+    def write(split: str, *arguments: dict[str, object]) -> None:
+        rows = [{"text": f"{split} {n}", "calls": [{"name": "set", "arguments": a}]} for n, a in enumerate(arguments)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    write("labelled", *[{"room": "hall", "mode": "on", "to": 1}] * 6)
+    (tmp_path / "unlabelled.jsonl").write_text(json.dumps({"text": "no calls"}))
+    write("valid", *[{"room": "kitchen", "mode": "on", "to": 2.5, "note": "x"}] * 3)
+    write("test", {"room": "secret room", "mode": "on", "late": 3})
+    (tool,) = tools_from(tmp_path / "labelled.jsonl")
+    assert tool.parameters["properties"] == {
+        "late": {"type": "integer"},
+        "mode": {"type": "string", "enum": ["on"]},
+        "note": {"type": "string", "enum": ["x"]},
+        "room": {"type": "string"},
+        "to": {"type": "number"},
+    }
+    assert tool.parameters["required"] == ["mode", "room"]
+    write("test", {"room": "hall", "mode": "on"})
+    (tool,) = tools_from(tmp_path / "labelled.jsonl")
+    assert tool.parameters["properties"]["room"] == {"type": "string", "enum": ["hall", "kitchen"]}
+    write("test", {"room": "cellar", "mode": "on"})
+    (tmp_path / "unlabelled.jsonl").write_text(json.dumps({"text": "more light"}))
+    (tool,) = tools_from(tmp_path / "labelled.jsonl")
+    (tmp_path / "tools.json").write_text(json.dumps([tool.to_openai()]))
+    assert load_task(tmp_path).test[0].answer is not None

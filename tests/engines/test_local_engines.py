@@ -6,6 +6,8 @@ import json
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,6 +17,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling
+from supertiny.engines import _llama_engine
 from supertiny.engines._gguf_file import read_header
 
 
@@ -62,6 +65,15 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
             build("engines", method).open(tmp_path / "absent.gguf")
     with pytest.raises(UserError, match="not a Hugging Face folder"):
         build("engines", "torch").open(tmp_path)
+
+
+def test_llama_cpp_says_its_size_and_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SimpleNamespace(tokens_of=lambda prompt: list(prompt.text.encode()))
+    monkeypatch.setattr(_llama_engine, "LlamaModel", lambda *_: model)
+    path = _gguf(tmp_path / "model.gguf")
+    engine: Any = build("engines", "llama_cpp").open(path)
+    assert engine.bytes == path.stat().st_size
+    assert engine.tokens(Prompt(text="ab")) == [97, 98]
 
 
 def test_replay_answers_from_a_mapping_and_names_an_unknown_prompt(tmp_path: Path) -> None:

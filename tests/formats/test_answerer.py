@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from supertiny.core.methods import build
-from supertiny.core.records import Call, Completion, Price, Prompt, Request, Sampling
+from supertiny.core.records import Call, Completion, Price, Prompt, Request, Sampling, Tool
 from supertiny.formats._answerer import ModelAnswerer
 from tests.small_task import small_task
 
@@ -56,9 +56,27 @@ def test_calls_text_and_cost_come_through() -> None:
 def test_what_cannot_be_read_is_an_answer_without_calls(text: str) -> None:
     (answer,), _ = answers([Completion(text)], constrained=False)
     assert (answer.calls, answer.text, answer.raw, answer.confidence) == ((), "", text, None)
+    assert not answer.readable
 
 
 def test_a_call_that_was_cut_off_is_not_made() -> None:
     (answer,), _ = answers([Completion("TurnOn area Att", finish="length")], constrained=False)
     assert answer.calls == ()
     assert answer.raw == "TurnOn area Att"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("compact", "Track id 12345", "12345"),
+        ("compact", "Track id 1.10", "1.10"),
+        ("chat_json", '[{"name": "Track", "arguments": {"id": 12345}}]', "12345"),
+    ],
+)
+def test_arguments_are_of_the_kind_that_the_schema_names(name: str, text: str, value: str) -> None:
+    track = Tool("Track", "", {"type": "object", "properties": {"id": {"type": "string"}}})
+    engine: Any = Scripted([Completion(text)])
+    answerer = ModelAnswerer("student", engine, build("formats", name), [track], constrained=False)
+    (answer,) = answerer.answer([Request.from_text("where is it")])
+    assert answer.calls == (Call("Track", {"id": value}),)
+    assert answer.readable

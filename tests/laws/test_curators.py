@@ -10,7 +10,7 @@ import pytest
 
 from supertiny.core.leaks import normalised
 from supertiny.core.methods import build, cards
-from supertiny.core.records import Answer, Call, Example, Tool, Verdict
+from supertiny.core.records import Answer, Call, Example, Request, Tool, Verdict
 from supertiny.core.task import Task
 from tests.small_task import AREAS, example, examples, small_task
 
@@ -221,3 +221,22 @@ def test_substitute_exchanges_values_of_every_script_and_several_at_once() -> No
         on, off = (str(call.arguments["area"]).lower() for call in row.answer.calls)
         assert row.request.text == f"{on} on, {off} off"
     assert len(both) > 10
+
+
+def test_deduplicate_compares_conversations_and_answers() -> None:
+    text = "do the same thing again with the lamp"
+
+    def after(first: str, id: str) -> Example:
+        said = [("user", first), ("assistant", "which one?"), ("user", "the big one in the corner")]
+        messages = tuple({"role": role, "content": content} for role, content in said)
+        return Example(Request(id, messages), Answer(), provenance={"source": "pool"})
+
+    rows = [
+        example(text, [Call("TurnOn", {"area": "Kitchen"})], "on", source="pool"),
+        example(text, [Call("TurnOff", {"area": "Kitchen"})], "off", source="pool"),
+        example(text.upper(), [Call("TurnOn", {"area": "Kitchen"})], "on again", source="pool"),
+        after("switch a lamp on", "lamp"),
+        after("open one of the windows", "window"),
+    ]
+    kept = build("curators", "deduplicate").curate(rows, small_task(), 0)
+    assert [row.request.id for row in kept] == ["on", "off", "lamp", "window"]

@@ -43,8 +43,10 @@ def test_the_artifact_answers_as_the_student(name: str, student: Path, tmp_path:
     build("exporters", {"method": name, "type": "f16"}).export(student, tmp_path)
     artifact = build("engines", {"method": "openvino", "precision": "float32"}).open(tmp_path / "model.gguf")
     reference = build("engines", {"method": "torch", "precision": "float32"}).open(student)
+    assert artifact.bytes == (tmp_path / "model.gguf").stat().st_size
+    assert reference.bytes == (student / "model.safetensors").stat().st_size
     for prompt in PROMPTS:
-        assert list(artifact._tokens(prompt)) == list(reference._tokens(prompt))
+        assert list(artifact.tokens(prompt)) == list(reference.tokens(prompt))
     sampling = Sampling(max_tokens=12)
     expected = reference.complete(PROMPTS, sampling)
     written = artifact.complete(PROMPTS, sampling)

@@ -311,8 +311,28 @@ def test_broken_text_is_a_value_error(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_half_a_character_is_a_value_error(name: str) -> None:
+    """A model may write the escape of one; no file and no tokenizer takes it."""
+    form: Format = build("formats", name)
+    half = "\ud83d"
+    for answer in (Answer((Call("Set", {"text": [half]}),)), Answer((), f'"{half}')):
+        escaped = form.write(answer).encode("utf-8", "backslashreplace").decode()
+        with pytest.raises(ValueError):
+            form.decode(escaped)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_numbers_keep_their_kind(name: str) -> None:
     form: Format = build("formats", name)
     read = form.decode(form.write(Answer((Call("Set", {"a": 1, "b": 1.0, "c": "1", "d": True}),)))).calls[0].arguments
     assert [type(read[key]) for key in "abcd"] == [int, float, str, bool]
     assert math.isclose(read["b"], 1.0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_rules_teach_the_formats_own_words(name: str) -> None:
+    form: Format = build("formats", name)
+    none = form.write(Answer())
+    assert f"Write {none} " in form.rules
+    others = {build("formats", other).write(Answer()) for other in FORMATS if other != name}
+    assert not any(f"Write {other} " in form.rules for other in others - {none})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pytest
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import read_rows
 from supertiny.core.ledger import Budget, Ledger
-from supertiny.core.methods import validated
+from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
-from supertiny.core.records import Example, Grammar, Prompt, Sampling
+from supertiny.core.records import Answer, Call, Completion, Example, Grammar, Price, Prompt, Sampling, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task, load_task
+from supertiny.pipeline import _asked_on_test
 from supertiny.prototype import stage, teacher
+from supertiny.prototype.estimate import estimates
 from supertiny.prototype.settings import Settings
+from supertiny.report.settings import Settings as ReportSettings
 from tests.fake_engine import FakeEngine
 from tests.small_task import PHRASES, rows, write_task
 
@@ -151,3 +155,83 @@ def test_the_teacher_measured_without_the_ledger_computes_every_call(task: Task,
         assert len(engine.asked) == before + 3
         assert [answer.calls for answer in again] == [answer.calls for answer in first]
         assert answerer.without_ledger().answer([]) == []
+
+
+def test_what_was_cut_off_or_cannot_be_read_is_never_learned(task: Task, engine: FakeEngine) -> None:
+    """Unreadable words become no "no call" row, and a call cut at the limit becomes no label, though it decodes."""
+    cut, broken = (row.request.text for row in task.unlabelled[4:6])
+
+    def write(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> Completion:
+        text = prompt.messages[-1]["content"]
+        written = FakeEngine._write(engine, prompt, sampling, grammar)
+        if text == cut:
+            return replace(written, finish="length")
+        return replace(written, text="TurnOn area") if text == broken else written
+
+    engine._write = write  # type: ignore[method-assign]
+    for number, curators in enumerate((["verified"], [])):
+        _, folder, ledger = run_stage(task, curators=curators)
+        rows = {row.request.text: row for row in read(folder / "pool.jsonl")}
+        for text in (cut, broken):
+            answer, verdict = rows[text].answer, rows[text].verdict
+            assert answer is not None
+            assert (answer.calls, answer.readable) == ((), False)
+            assert answer.raw
+            assert verdict == Verdict("fail", 0.0, "unreadable answer")
+        learned = {row.request.text for row in read(folder / "train.jsonl")}
+        assert not learned & {cut, broken}
+        assert number or learned & {row.request.text for row in task.unlabelled}
+        ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["pipeline_of", "plain_of"])
+def test_latency_of_a_teacher_with_a_price_is_billed_and_kept_in_budget(task: Task, kind: str) -> None:
+    hosted = FakeEngine(author, Price(dollars_per_million_in=1.0))
+    folder = task.folder.parent / "run"
+    ledger = Ledger(folder / "l.sqlite")
+    run = Run(folder, Recipe("x", task.folder, folder, 7), task, ledger, Progress(quiet=True))
+    settings = validated(Settings, {"steps": ["fill"]}, "prototype")
+    answerer = getattr(teacher, kind)(settings, run, hosted, "on test")
+    requests = [row.request for row in task.valid[:2]]
+    first = answerer.answer(requests)
+    computing = answerer.without_ledger()
+    for _ in range(2):
+        assert [answer.calls for answer in computing.answer(requests)] == [answer.calls for answer in first]
+    assert len(hosted.asked) == 6, "every call is computed"
+    bills = {bill.purpose: (bill.calls, bill.tokens_in) for bill in ledger.bills()}
+    assert bills == {"on test": (2, 20), "latency on test": (4, 40)}
+    ledger.budget = Budget(tokens=100)
+    with pytest.raises(BudgetReached):
+        computing.answer(requests)
+    assert len(hosted.asked) == 6
+
+
+def test_an_estimate_counts_what_the_report_asks(task: Task) -> None:
+    settings = validated(Settings, {"steps": ["fill"]}, "prototype")
+    parts = {row.part: row.calls for row in estimates(settings, task, {"pipeline": 9, "plain_prompt": 7})}
+    assert (parts["pipeline on test"], parts["plain prompt on test"]) == (9, 7)
+    assert (parts["pipeline on valid"], parts["labelling the pool"]) == (18, 18)
+    pair = estimates(settings, task, {"pipeline": len(task.valid)})
+    by_part = {row.part: row for row in pair}
+    assert by_part["pipeline on test"].tokens_in == by_part["pipeline on valid"].tokens_in > 0
+    assert by_part["plain prompt on test"].tokens_fresh == 0
+
+
+def test_the_whole_estimate_takes_the_reports_settings(task: Task) -> None:
+    every = validated(ReportSettings, {"test_rows": 5, "latency_requests": 3, "warm_up_requests": 1}, "report")
+    assert _asked_on_test(every, task) == {"plain_prompt": 9, "pipeline": 9}
+    few = validated(ReportSettings, {"answerers": ["student", "pipeline"], "latency_requests": 2}, "report")
+    assert _asked_on_test(few, task) == {"pipeline": len(task.test) + 4}
+
+
+@pytest.mark.parametrize("name", ["compact", "chat_json"])
+def test_the_teacher_is_told_the_rules_of_its_own_format(task: Task, name: str) -> None:
+    form = build("formats", name)
+    engine = FakeEngine(lambda prompt, sampling, grammar: form.write(Answer((Call("Nothing"),))))
+    folder = task.folder.parent / "run"
+    run = Run(folder, Recipe("x", task.folder, folder, 7), task, Ledger(folder / "l.sqlite"), Progress(quiet=True))
+    settings = validated(Settings, {"format": name, "steps": ["fill", "check"]}, "prototype")
+    teacher.pipeline_of(settings, run, engine, "a").answer([task.valid[0].request])
+    told = [prompt.messages[0]["content"] for prompt, *_ in engine.asked]
+    assert all(form.rules in text for text in told)
+    assert engine.asked[-1][0].messages[-1]["content"].endswith(f", or {form.write(Answer())}.")

@@ -104,3 +104,17 @@ def test_logits_are_computed_only_where_they_are_wanted(pupil: Pupil) -> None:
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is missing"):
         open_pupil(tmp_path)
+
+
+def test_made_rows_that_are_too_long_are_left_out_and_counted(pupil: Pupil) -> None:
+    rows = [example("x" * 50, id="long", source="pool"), example("x" * 9, id="short", source="pool")]
+    told: list[str] = []
+    (lesson,) = encode_lessons(rows, FORM, TOOLS, pupil.tokenizer, 53, "compress.longest_tokens", told.append)
+    assert len(lesson.ids) == 13
+    assert len(told) == 1
+    assert "1 rows" in told[0]
+    assert "compress.longest_tokens" in told[0]
+    gold = example("x" * 50, id="gold", source="labelled")
+    with pytest.raises(UserError, match="gold has 54 tokens") as refused:
+        encode_lessons([gold, *rows], FORM, TOOLS, pupil.tokenizer, 53, "compress.longest_tokens")
+    assert "compress.longest_tokens" in refused.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, sha256_of, write_rows
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import validated
+from supertiny.core.models import catalogue
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.run import Run
 from supertiny.core.student import Student
-from supertiny.training.loop import Optimiser
+from supertiny.engines import _gguf_to_hf
+from supertiny.training.loop import Optimiser, Step
 from supertiny.training.pupil import Pupil
 from supertiny.transfer import stage, teaching
 from supertiny.transfer.settings import Settings
@@ -157,6 +160,47 @@ def test_what_is_finished_is_not_taught_again(base: Path, tmp_path: Path, monkey
     first = teach(run, settings(base))
     monkeypatch.setattr(teaching.Course, "_train", None)
     assert teach(run, settings(base)) == first
+
+
+def test_a_history_that_was_cut_short_is_read_up_to_its_last_whole_line(base: Path, tmp_path: Path) -> None:
+    course = teaching.Course(settings(base), open_run(tmp_path), tmp_path, "student", base)
+    whole = {"student": "student", "learner": 0, "step": 1}
+    course.history.write_text(json.dumps(whole) + '\n{"student": "stu', encoding="utf-8")
+    assert course._logged() == [whole]
+    assert read_rows(course.history) == [whole], "what is appended next begins a line of its own"
+    course.history.write_text('{"student"', encoding="utf-8")
+    assert course._logged() == []
+
+
+def test_a_full_disk_is_told(base: Path, tmp_path: Path) -> None:
+    course = teaching.Course(settings(base), open_run(tmp_path), tmp_path, "student", base)
+    course.history = Path("/dev/full")
+    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
+        course._log(0, Step(1, 2, 0.5, 1e-3, 1.0, 3, 0.1))
+
+
+def test_a_base_that_was_half_made_when_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model = next(iter(catalogue().items()))
+    alive = False
+
+    def convert(gguf: Path, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        if not alive:
+            raise Kill
+        (folder / "model.safetensors").write_text("x")
+
+    monkeypatch.setenv("SUPERTINY_MODELS", str(tmp_path))
+    monkeypatch.setattr(stage, "path_of", lambda name: tmp_path / f"{name}.gguf")
+    monkeypatch.setattr(_gguf_to_hf, "load_gguf_student", convert)
+    with pytest.raises(Kill):
+        stage.open_base(name)
+    alive = True
+    folder = stage.open_base(name)
+    assert folder == tmp_path / "huggingface" / f"{name}-{model.sha256[:8]}"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    alive = False
+    assert stage.open_base(name) == folder, "made once"
 
 
 class Exams:

@@ -66,7 +66,7 @@ class Room:
         for row in self.task.valid:
             prompt = self.form.encode(row.request, self.task.tools)
             taught = list(tokenizer.encode(prompt.text, add_special_tokens=False))
-            if list(engine._tokens(prompt)) != taught:
+            if list(engine.tokens(prompt)) != taught:
                 raise UserError(
                     f"row {row.request.id} of valid is read as other tokens by the artifact than by the student",
                     "the tokenizer was not carried over; report this with the base model's name",

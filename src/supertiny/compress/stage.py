@@ -111,7 +111,8 @@ class _Work:
         examples = list(self.examples)
         random.Random(self.run.seed).shuffle(examples)
         tools, longest = self.run.task.tools, self.settings.longest_tokens
-        return encode_lessons(examples[:rows], self.form, tools, pupil.tokenizer, longest)
+        setting, note = "compress.longest_tokens", self.run.progress.note
+        return encode_lessons(examples[:rows], self.form, tools, pupil.tokenizer, longest, setting, note)
 
     def _batches(self, lessons: Sequence[Lesson], pupil: Pupil) -> list[Any]:
         pad = pupil.tokenizer.pad_token_id

@@ -13,6 +13,8 @@ from typing import Any
 
 from supertiny.core.errors import UserError
 
+_LONE_SURROGATES = "backslashreplace"
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -41,8 +43,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8; a lone surrogate, which has no place in it, is written as its escape, and so survives in JSON."""
     with written_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors=_LONE_SURROGATES)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,7 +54,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line; scripts other than Latin stay readable."""
-    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as lines:
+    with written_whole(path) as beside, beside.open("w", encoding="utf-8", errors=_LONE_SURROGATES) as lines:
         for row in rows:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -95,4 +98,4 @@ def sha256_of(path: Path) -> str:
 def hash_of(value: Any) -> str:
     """Hash of a plain value by its canonical JSON."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(text.encode(errors=_LONE_SURROGATES)).hexdigest()[:24]

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from supertiny.core.records import Message
+from supertiny.core.records import Message, said
 
 GRAM = 5
 SIMILARITY = 0.9
@@ -38,7 +38,7 @@ class Leak:
 
 def asked_text(messages: Sequence[Message]) -> str:
     """What is compared of a request: all that was said, without the system's words."""
-    return "\n".join(str(m.get("content") or "") for m in messages if m.get("role") != "system")
+    return "\n".join(said(m) for m in messages if m.get("role") != "system")
 
 
 def normalised(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -166,8 +167,10 @@ def _is_over(limit: float | None, spent: float) -> bool:
 class LedgerEngine:
     """An engine behind the ledger. Equal prompts of one batch are computed once."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, purpose: str) -> None:
+    def __init__(self, ledger: Ledger, engine: Engine, purpose: str, reads: bool = True) -> None:
+        """Without `reads` every call is computed, and billed, even one that the ledger holds."""
         self.ledger = ledger
+        self.reads = reads
         self.engine = engine
         self.purpose = purpose
         self.name = engine.name
@@ -181,7 +184,8 @@ class LedgerEngine:
         done: Done | None = None,
     ) -> list[Completion]:
         grammars = list(grammar) if grammar is not None else [None] * len(prompts)
-        keys = [self._key(p, sampling, g) for p, g in zip(prompts, grammars, strict=True)]
+        nonce = "" if self.reads else uuid.uuid4().hex
+        keys = [nonce + self._key(p, sampling, g) for p, g in zip(prompts, grammars, strict=True)]
         places: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             places.setdefault(key, []).append(index)
@@ -221,7 +225,9 @@ class LedgerEngine:
             nonlocal last
             now = time.perf_counter()
             key, place = chunk[index]
-            shared = replace(completion, seconds=now - last)
+            # A lone surrogate, half of a character that a model broke off, has no place in any file.
+            text = completion.text.encode(errors="replace").decode()
+            shared = replace(completion, text=text, seconds=now - last)
             last = now
             if completion.finish != "error":
                 self.ledger.store(key, self.purpose, self.engine, prompts[place], shared)
@@ -231,6 +237,10 @@ class LedgerEngine:
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         return self.engine.score(prompts, continuations, top)
+
+    def anew(self, purpose: str) -> LedgerEngine:
+        """The same engine and bill, computing every call: for measuring how long calls take."""
+        return LedgerEngine(self.ledger, self.engine, purpose, reads=False)
 
     def close(self) -> None:
         self.engine.close()

@@ -25,7 +25,6 @@ FAMILIES: Mapping[str, str] = {
     "formats": "formats",
     "learners": "training/learners",
     "divergences": "training/divergences",
-    "adapters": "training/adapters",
     "steps": "prototype/steps",
     "curators": "prototype/curators",
     "reshapers": "compress/reshapers",

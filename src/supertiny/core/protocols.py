@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from supertiny.core.records import (
     Answer,
-    Call,
     Completion,
     Example,
     Grammar,
@@ -22,6 +21,8 @@ from supertiny.core.records import (
 
 if TYPE_CHECKING:
     import torch
+
+    from supertiny.core.task import Task
 
 Done = Callable[[int, Completion], None]
 
@@ -73,6 +74,8 @@ class Format(Protocol):
 
     stop: str
     """Text of the token that ends an answer."""
+    rules: str
+    """What a language model is told of how to write calls, and no call."""
 
     def encode(self, request: Request, tools: Sequence[Tool]) -> Prompt: ...
 
@@ -89,26 +92,38 @@ class Format(Protocol):
         ...
 
 
-class Trace(Protocol):
-    """State of a batch of requests on their way through the teacher pipeline; see prototype/trace.py."""
-
-
 class Step(Protocol):
-    """One step of the teacher pipeline, from traces to traces, batch in, batch out."""
+    """One step of the teacher pipeline, batch in, batch out; Trace and Bench stand in prototype/bench.py."""
 
-    def run(self, traces: Sequence[Any], workshop: Any) -> list[Any]: ...
+    calls_per_request: float
+    """Model calls that a request is expected to take."""
+
+    def run(self, traces: Sequence[Any], bench: Any) -> list[Any]: ...
 
 
 class Curator(Protocol):
     """Examples in, fewer or better examples out; what it makes carries its origin's id."""
 
-    def curate(self, examples: Sequence[Example], task: Any, seed: int) -> list[Example]: ...
+    def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]: ...
 
 
 class Learner(Protocol):
-    """Owns a training loop: yields a record per step; the stage logs, saves and stops it."""
+    """Owns a training loop: yields a training.loop.Step per step; the stage logs, saves and stops it.
 
-    def fit(self, student: Any, lessons: Any) -> Iterator[Any]: ...
+    `pupil` is a training.pupil.Pupil, `lessons` are training.lessons.Lesson. Where the class attribute `needs` has
+    "live_teacher", `fit` takes one more keyword, `teacher`, a Pupil too.
+    """
+
+    passes: int
+    """Times that each lesson is seen."""
+    rows: int
+    """Rows of a batch."""
+
+    def fit(
+        self, pupil: Any, lessons: Sequence[Any], seed: int, checkpoint: Path | None = None, every: int = 0
+    ) -> Iterator[Any]:
+        """Goes on from `checkpoint` where that file exists, and saves there `every` so many steps; 0 is never."""
+        ...
 
 
 class Divergence(Protocol):
@@ -120,16 +135,8 @@ class Divergence(Protocol):
     def __call__(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor: ...
 
 
-class Adapter(Protocol):
-    """Which parameters are trained. `full` trains all."""
-
-    def wrap(self, model: Any) -> Any: ...
-
-    def merge(self, model: Any) -> Any: ...
-
-
 class Reshaper(Protocol):
-    """A student in, a smaller one out, still stock."""
+    """A Hugging Face model and training.lessons.Batch to look at in, a smaller model out, still stock."""
 
     def reshape(self, model: Any, calibration: Sequence[Any]) -> Any: ...
 
@@ -144,9 +151,3 @@ class Router(Protocol):
     """How doubtful a draft answer is, 0..1; the threshold lives in the recipe."""
 
     def doubt(self, request: Request, draft: Answer) -> float: ...
-
-
-class Verifier(Protocol):
-    """Schema and the task's own `verify`; see core/task.py."""
-
-    def __call__(self, request: Request, calls: Sequence[Call]) -> Any: ...

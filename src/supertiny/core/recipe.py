@@ -37,10 +37,13 @@ class Recipe:
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies `a.b=value` overrides.
 
-    A relative `task` is looked for in the working folder first, then beside the recipe. Raises UserErrors with all
-    mistakes of the top level; what stands inside the sections is checked by `pipeline.check`.
+    A relative `task` is looked for in the working folder first, then beside the recipe. Overridden with another task,
+    the recipe's `name` and `folder` no longer hold: the run is named after the task's folder, unless an override names
+    it. Raises UserErrors with all mistakes of the top level; what stands inside the sections is checked by
+    `pipeline.check`.
     """
     values = _read_yaml(path)
+    own = dict(values)
     errors: list[UserError] = []
     for override in overrides:
         try:
@@ -66,6 +69,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         task = _find_task(path, values["task"], errors)
     if errors or task is None:
         raise UserErrors(errors)
+    if _is_other_task(path, own.get("task"), task):
+        given = {override.partition("=")[0] for override in overrides}
+        fitting = {"name": task.resolve().name, "folder": None}
+        values |= {key: value for key, value in fitting.items() if key not in given}
     name = values.get("name") or (path.parent.name if path.stem == "recipe" else path.stem)
     return Recipe(
         name=name,
@@ -135,6 +142,12 @@ def _find_task(recipe: Path, task: str, errors: list[UserError]) -> Path | None:
     hint = f"looked in {Path.cwd()} and {recipe.parent}"
     errors.append(UserError(f"{recipe}: task folder {task!r} is not there", hint))
     return None
+
+
+def _is_other_task(recipe: Path, own: Any, task: Path) -> bool:
+    """Whether the task is another than the one that the recipe's file names."""
+    known = _find_task(recipe, own, []) if isinstance(own, str) else None
+    return known is None or known.resolve() != task.resolve()
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,14 @@ Message = Mapping[str, Any]  # OpenAI's chat message: {"role": ..., "content": .
 Outcome = Literal["pass", "fail", "abstain"]
 
 
+def said(message: Message) -> str:
+    """The text of a chat message; of content given in parts, the texts one after the other, a line each."""
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+
+
 @dataclass(frozen=True)
 class Tool:
     """A function that a request may be turned into."""
@@ -56,11 +64,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks. `tools` is empty where the task's tools hold."""
+    """What a user asks. `tools` is empty where the task's tools hold; content given in parts becomes one text."""
 
     id: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(isinstance(message.get("content"), list) for message in self.messages):
+            flat = (
+                {**message, "content": said(message)} if isinstance(message.get("content"), list) else message
+                for message in self.messages
+            )
+            object.__setattr__(self, "messages", tuple(flat))
 
     @classmethod
     def from_text(cls, text: str, id: str = "") -> Request:
@@ -69,7 +85,7 @@ class Request:
     @property
     def text(self) -> str:
         """The last user message."""
-        return next((str(m.get("content") or "") for m in reversed(self.messages) if m.get("role") == "user"), "")
+        return next((said(m) for m in reversed(self.messages) if m.get("role") == "user"), "")
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,8 @@ class Answer:
     """0..1 where the answerer has one (share of votes, token probability)."""
     raw: str = ""
     """The model's own words, for the side-by-side view."""
+    readable: bool = True
+    """False where the words were no answer: `calls` are empty then, and do not say that no function serves."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +164,8 @@ class Example:
             row["calls"] = [call.to_json() for call in self.answer.calls]
             row["text_answer"] = self.answer.text
             row["answer"] = {"by": self.answer.by, "confidence": self.answer.confidence, "raw": self.answer.raw}
+            if not self.answer.readable:
+                row["answer"]["readable"] = False
             row["cost"] = asdict(self.answer.cost)
         if self.verdict is not None:
             row["verdict"] = asdict(self.verdict)

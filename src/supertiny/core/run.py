@@ -59,12 +59,14 @@ class Run:
         beside.mkdir(exist_ok=True)
         began = time.perf_counter()
         summary = work(beside)
-        place = self.folder / stage
+        place, old = self.folder / stage, self.folder / f".{stage}.old"
         if place.exists():
-            shutil.rmtree(place)
+            place.rename(old)  # in one step: a folder that is half removed must never stand in its place
         # Told before the rename: a kill between the two leaves the folder beside its place, whole: nothing is lost.
         self._record(stage, key, time.perf_counter() - began, summary)
         beside.rename(place)
+        if old.exists():
+            shutil.rmtree(old)
 
     def _record(self, stage: str, key: str, seconds: float, summary: Mapping[str, Any]) -> None:
         manifest = self.manifest

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
-from supertiny.core.records import Call, Tool
+from supertiny.core.records import Answer, Call, Tool
 
 
 def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
@@ -37,6 +38,35 @@ def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain_value(item, schema.get("items")) for item in value]
     return value
+
+
+def typed(answer: Answer, tools: Mapping[str, Tool]) -> Answer:
+    """The answer with arguments of the kinds that the schemas name: a bare 12345 is text where a string is wanted."""
+    calls = [
+        Call(call.tool, _typed(call.arguments, tools[call.tool].parameters)) if call.tool in tools else call
+        for call in answer.calls
+    ]
+    return replace(answer, calls=tuple(calls))
+
+
+def _typed(value: Any, schema: Any) -> Any:
+    schema = schema if isinstance(schema, Mapping) else {}
+    wanted = schema.get("type")
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if isinstance(value, Mapping):
+        inner = schema.get("properties", {})
+        return {key: _typed(item, inner.get(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, schema.get("items")) for item in value]
+    if isinstance(value, str):
+        return value if "string" in kinds else plain_value(value, schema)
+    return json.dumps(value) if "string" in kinds and not _is_one_of(value, kinds) else value
+
+
+def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:
+    if value is None or isinstance(value, bool):
+        return ("null" if value is None else "boolean") in kinds
+    return "number" in kinds or "integer" in kinds
 
 
 def plain_call(call: Call, tools: Mapping[str, Tool]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from supertiny.core.errors import UserError, UserErrors, nearest_word
 from supertiny.core.files import hash_of, read_rows, write_json, write_rows, write_text
 from supertiny.core.leaks import asked_text, find_leaks, normalised
-from supertiny.core.records import Call, Tool
+from supertiny.core.records import Call, Tool, said
 from supertiny.core.task_rows import SPLITS
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -24,7 +24,10 @@ INTEGER, NUMBER = "integer", "number"
 
 
 def copy_example(name: str, folder: Path) -> list[Path]:
-    """Copies an example out, to be changed. Raises UserError for an unknown name or a folder that is not empty."""
+    """Copies an example out, to be changed; name and task in its recipes become the copy's own.
+
+    Raises UserError for an unknown name or a folder that is not empty.
+    """
     known = {path.parent.name for path in EXAMPLES.glob("*/task.yaml")}
     if not known:
         raise UserError("the examples are not installed beside the package", "run from a checkout of the project")
@@ -36,7 +39,22 @@ def copy_example(name: str, folder: Path) -> list[Path]:
         if path.is_file() and not path.name.startswith("."):
             folder.mkdir(parents=True, exist_ok=True)
             copied.append(Path(shutil.copy2(path, folder / path.name)))
+    for path in copied:
+        if path.suffix == ".yaml" and path.stem.startswith(("recipe", "task")):
+            _rename(path, name, folder)
     return copied
+
+
+def _rename(path: Path, example: str, folder: Path) -> None:
+    """Puts a copy's own name and folder into the lines `name:` and `task:`; all other lines and comments stay."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith("name: "):
+            own = line.removeprefix("name: ").replace(example, folder.resolve().name)
+            lines[number] = f"name: {json.dumps(own, ensure_ascii=False)}"
+        elif line.startswith("task: "):
+            lines[number] = f"task: {json.dumps(str(folder), ensure_ascii=False)}"
+    write_text(path, "\n".join(lines))
 
 
 def new_from_logs(logs: Path, folder: Path, seed: int = 0) -> dict[str, int]:
@@ -66,64 +84,92 @@ def new_from_logs(logs: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     splits = _without_leaks(_split(list(rows.values()), seed))
-    inferred = {tool.name: tool for tool in infer_tools(Call.from_json(c) for r in rows.values() for c in r["calls"])}
+    calls = {split: [Call.from_json(c) for row in splits[split] for c in row["calls"]] for split in SPLITS}
+    inferred = {tool.name: tool for tool in _inferred(calls)}
     _write(folder, splits, list((inferred | tools).values()))
     return {split: len(splits[split]) for split in SPLITS}
 
 
 def tools_from(labelled: Path) -> list[Tool]:
-    """The functions that the calls of a JSONL file speak of, with JSON Schema inferred from their arguments."""
+    """The functions that the calls of a JSONL file and of the splits beside it speak of, with inferred JSON Schema.
+
+    All splits are read, so that the schema refuses no split's gold. This leaks nothing of test: from it come names of
+    functions and arguments and types alone, which a task states to everybody; no value of test stands in the schema,
+    and a list of values that test leaves is not written at all.
+    """
     errors: list[UserError] = []
+    calls = {"labelled": _calls_of(labelled, errors)}
+    for split in SPLITS:
+        path = labelled.parent / f"{split}.jsonl"
+        if path.is_file() and path.resolve() != labelled.resolve():
+            calls[split] = calls.get(split, []) + _calls_of(path, errors)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    if not any(calls.values()):
+        raise UserError(f"{labelled} has no calls to infer functions from")
+    return _inferred(calls)
+
+
+def _calls_of(path: Path, errors: list[UserError]) -> list[Call]:
     calls: list[Call] = []
-    for number, row in enumerate(read_rows(labelled), 1):
+    for number, row in enumerate(read_rows(path), 1):
         try:
             calls += [Call.from_json(call) for call in row.get("calls") or ()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            errors.append(UserError(f"{labelled}: row {number}: a call cannot be read: {error}"))
-    if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
-    if not calls:
-        raise UserError(f"{labelled} has no calls to infer functions from")
-    return infer_tools(calls)
+            errors.append(UserError(f"{path}: row {number}: a call cannot be read: {error}"))
+    return calls
 
 
-def infer_tools(calls: Iterable[Call]) -> list[Tool]:
-    """One tool per function name, in alphabetical order; an argument that all calls have is required."""
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for call in calls:
-        if not isinstance(call.arguments, Mapping):
-            raise UserError(f"arguments of a call of {call.tool!r} are no JSON object: {call.arguments!r}")
-        by_name.setdefault(call.tool, []).append(call.arguments)
-    return [Tool(name, "", _object(by_name[name])) for name in sorted(by_name)]
+def _inferred(calls: Mapping[str, Sequence[Call]]) -> list[Tool]:
+    learned = [call for split in calls if split != "test" for call in calls[split]]
+    return infer_tools(learned, calls.get("test", ()))
 
 
-def _object(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = sorted({name for arguments in seen for name in arguments})
-    properties = {name: _schema([a[name] for a in seen if name in a]) for name in names}
+def infer_tools(calls: Iterable[Call], hidden: Iterable[Call] = ()) -> list[Tool]:
+    """One tool per function name, in alphabetical order; an argument that all calls have is required.
+
+    Calls in `hidden` (those of test) widen the schema by names and types; their values are not written.
+    """
+    by_name: dict[str, tuple[list[Any], list[Any]]] = {}
+    for place, group in enumerate((calls, hidden)):
+        for call in group:
+            if not isinstance(call.arguments, Mapping):
+                raise UserError(f"arguments of a call of {call.tool!r} are no JSON object: {call.arguments!r}")
+            by_name.setdefault(call.tool, ([], []))[place].append(call.arguments)
+    return [Tool(name, "", _object(*by_name[name])) for name in sorted(by_name)]
+
+
+def _object(seen: Sequence[Mapping[str, Any]], hidden: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    whole = [*seen, *hidden]
+    names = sorted({name for arguments in whole for name in arguments})
+    properties = {
+        name: _schema([a[name] for a in seen if name in a], [a[name] for a in hidden if name in a]) for name in names
+    }
     schema: dict[str, Any] = {"type": "object", "properties": properties}
-    required = [name for name in names if all(name in arguments for arguments in seen)]
+    required = [name for name in names if all(name in arguments for arguments in whole)]
     if required:
         schema["required"] = required
     return schema | {"additionalProperties": False}
 
 
-def _schema(values: Sequence[Any]) -> dict[str, Any]:
+def _schema(seen: Sequence[Any], hidden: Sequence[Any]) -> dict[str, Any]:
     """The narrowest schema that all values meet. Numbers that are written as text are numbers where others are."""
-    kinds = {_kind(value) for value in values}
+    kinds = {_kind(value) for value in (*seen, *hidden)}
     if kinds & {INTEGER, NUMBER} and "string" in kinds:
-        values = [_number(value) for value in values]
-        kinds = {_kind(value) for value in values}
+        seen, hidden = [_number(value) for value in seen], [_number(value) for value in hidden]
+        kinds = {_kind(value) for value in (*seen, *hidden)}
     if NUMBER in kinds:
         kinds.discard(INTEGER)
     if kinds == {"object"}:
-        return _object(values)
+        return _object(seen, hidden)
     if kinds == {"array"}:
-        items = [item for value in values for item in value]
-        return {"type": "array", "items": _schema(items)} if items else {"type": "array"}
+        items, more = ([item for value in values for item in value] for values in (seen, hidden))
+        return {"type": "array", "items": _schema(items, more)} if items or more else {"type": "array"}
     if kinds == {"string"}:
-        different = sorted(set(values))
-        repeated = len(different) <= ENUM_VALUES and len(values) / len(different) >= ENUM_REPEATS
-        return {"type": "string", "enum": different} if repeated else {"type": "string"}
+        different = sorted(set(seen))
+        repeated = len(different) <= ENUM_VALUES and len(seen) >= ENUM_REPEATS * max(1, len(different))
+        holds = repeated and set(hidden) <= set(different)
+        return {"type": "string", "enum": different} if holds else {"type": "string"}
     return {"type": next(iter(kinds))} if len(kinds) == 1 else {"type": sorted(kinds)}
 
 
@@ -159,7 +205,7 @@ def _row_of_log(log: Mapping[str, Any]) -> dict[str, Any]:
     calls = [Call.from_json(call).to_json() for call in answer.get("tool_calls") or ()]
     row: dict[str, Any] = {"messages": request, "calls": calls}
     if not calls and answer.get("content"):
-        row["text_answer"] = str(answer["content"])
+        row["text_answer"] = said(answer)
     return row
 
 

@@ -72,6 +72,11 @@ def _read_row(line: str, place: str, split: str, tools: Mapping[str, Tool], erro
     except json.JSONDecodeError as error:
         errors.append(UserError(f"{place}: broken JSON: {error.msg} at column {error.colno}"))
         return None
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        errors.append(UserError(f"{place}: holds half a character, {error.object[error.start]!a}, as an escape"))
+        return None
     problem, hint = _shape_problem(row, split)
     if problem:
         errors.append(UserError(f"{place}: {problem}", hint))

@@ -47,6 +47,7 @@ class LlamaEngine:
     def __init__(self, settings: Settings, path: Path, name: str, metadata: Mapping[str, Any]) -> None:
         self.settings = settings
         self.name = name
+        self.bytes = path.stat().st_size
         self.price = Price(dollars_per_hour=settings.dollars_per_hour)
         threads = settings.threads or os.cpu_count() or 1
         self._model = LlamaModel(
@@ -89,6 +90,10 @@ class LlamaEngine:
                 self._score(self._model.tokens_of(prompt), self._model.encode(text), top)
                 for prompt, text in zip(prompts, continuations, strict=True)
             ]
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """What the model reads of a prompt. Raises UserError for an empty one."""
+        return self._model.tokens_of(prompt)
 
     def close(self) -> None:
         self._model.close()

@@ -28,6 +28,7 @@ class OpenVinoEngine:
         self.settings = settings
         self.path = path
         self.name = name
+        self.bytes = path.stat().st_size
         self.price = Price(dollars_per_hour=settings.dollars_per_hour)
         self._prefix_cache = False
         self._lock = threading.Lock()
@@ -49,7 +50,7 @@ class OpenVinoEngine:
         with self._lock:
             queue = self._load(prefix_cache=True)
             jobs = [
-                Job(index, self._tokens(prompt), self._config(sampling, form), family_of(prompt))
+                Job(index, self.tokens(prompt), self._config(sampling, form), family_of(prompt))
                 for index, (prompt, form) in enumerate(zip(prompts, grammars, strict=True))
             ]
             return queue.run(jobs, sampling, done)
@@ -64,7 +65,7 @@ class OpenVinoEngine:
         with self._lock:
             queue = self._load(prefix_cache=False)  # of a cached prefix the pipeline gives no log-probabilities
             return [
-                _score(queue.pipeline, self._tokens(prompt), self._encode(text), self._config(Sampling(0)))
+                _score(queue.pipeline, self.tokens(prompt), self._encode(text), self._config(Sampling(0)))
                 for prompt, text in zip(prompts, continuations, strict=True)
             ]
 
@@ -98,7 +99,8 @@ class OpenVinoEngine:
         self._queue = Queue(pipeline, self.settings.max_batch, self._tokenizer.decode)
         return self._queue
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """What the model reads of a prompt. Raises UserError for an empty one."""
         text = prompt.text
         if prompt.messages:
             history = [dict(message) for message in prompt.messages]

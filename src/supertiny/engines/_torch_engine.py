@@ -41,6 +41,7 @@ class TorchEngine:
         self.settings = settings
         self.folder = folder
         self.name = name
+        self.bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         self.price = Price(dollars_per_hour=settings.dollars_per_hour)
         self.model = model
         self.tokenizer = tokenizer
@@ -65,7 +66,7 @@ class TorchEngine:
         finished: dict[int, Completion] = {}
         with self._lock:
             rows = [
-                _Row(index, self._tokens(prompt), self._matcher(form), self._generator(sampling))
+                _Row(index, self.tokens(prompt), self._matcher(form), self._generator(sampling))
                 for index, (prompt, form) in enumerate(zip(prompts, grammars, strict=True))
             ]
             for batch in self._batches(rows):
@@ -83,7 +84,7 @@ class TorchEngine:
         """(T, top) best tokens at each place of each continuation; `top` may be the whole vocabulary, and 0."""
         import torch
 
-        rows = [_Row(index, self._tokens(prompt), None, None) for index, prompt in enumerate(prompts)]
+        rows = [_Row(index, self.tokens(prompt), None, None) for index, prompt in enumerate(prompts)]
         for row, text in zip(rows, continuations, strict=True):
             row.tokens = self._encode(text)
         scores: dict[int, TokenScores] = {}
@@ -184,7 +185,8 @@ class TorchEngine:
         for start in range(0, len(ordered), self.settings.max_batch):
             yield ordered[start : start + self.settings.max_batch]
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """What the model reads of a prompt. Raises UserError for an empty one."""
         text = prompt.text
         if prompt.messages:
             history = [dict(message) for message in prompt.messages]

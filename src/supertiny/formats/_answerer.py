@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Completion, Cost, Request, Sampling, Tool
+from supertiny.core.scoring import typed
 from supertiny.formats._lawful import complete_lawfully
 
 
@@ -47,9 +48,9 @@ class ModelAnswerer:
         else:
             done = self._engine.complete(prompts, self._sampling)
         share = (time.perf_counter() - began) / max(1, len(done))
-        return [self._read(written, share) for written in done]
+        return [self._read(written, share, known) for written, known in zip(done, tools, strict=True)]
 
-    def _read(self, written: Completion, seconds: float) -> Answer:
+    def _read(self, written: Completion, seconds: float, tools: Sequence[Tool]) -> Answer:
         tokens = written.tokens_in, written.tokens_out, written.tokens_cached
         dollars = self._engine.price.dollars(*tokens, seconds=seconds)
         cost = Cost(dollars, seconds, *tokens)
@@ -58,8 +59,9 @@ class ModelAnswerer:
             confidence = math.exp(min(0.0, written.logprob / max(written.tokens_out, 1)))
         text = written.text.removesuffix(self._format.stop)
         try:
-            read = self._format.decode(text)
+            read = typed(self._format.decode(text), {tool.name: tool for tool in tools})
         except ValueError:
-            return Answer((), "", cost, self.name, confidence, written.text)
-        calls = read.calls if written.finish == "stop" else ()
-        return Answer(calls, read.text, cost, self.name, confidence, written.text)
+            return Answer((), "", cost, self.name, confidence, written.text, readable=False)
+        whole = written.finish == "stop" or not read.calls
+        calls = read.calls if whole else ()
+        return Answer(calls, read.text, cost, self.name, confidence, written.text, whole)

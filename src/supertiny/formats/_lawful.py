@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Completion, Prompt, Sampling, Tool
+from supertiny.core.scoring import typed
 from supertiny.core.verifying import schema_problem
 
 
@@ -52,7 +53,7 @@ def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -
     if completion.finish != "stop":
         return False
     try:
-        answer = form.decode(completion.text.removesuffix(form.stop))
+        answer = typed(form.decode(completion.text.removesuffix(form.stop)), tools)
     except ValueError:
         return False
     return not any(schema_problem(call, tools) for call in answer.calls)

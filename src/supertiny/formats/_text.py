@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
+
+from supertiny.core.records import Answer
 
 _SPECIAL = "<|"  # Begins the special tokens of the chat models that students are made from.
 
@@ -13,6 +14,20 @@ def json_text(value: Any) -> str:
     """The one JSON spelling of a value: keys sorted, one line, every script readable, no special token in it."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text.replace(_SPECIAL, "\\u003c|")
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def bare_value(text: str) -> Any:
+    """A number, true, false or null in the spelling of `json_text`; in any other, such as 1.10, the text itself."""
+    value = json.loads(text) if is_json(text) else text
+    return value if json_text(value) == text else text
 
 
 def prose(text: str, reserved: str = "") -> str:
@@ -37,9 +52,9 @@ def read_prose(text: str) -> str:
     return value
 
 
-def said(message: Mapping[str, Any]) -> str:
-    """The text of a chat message; of content given in parts, the texts one after the other."""
-    content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+def whole(answer: Answer) -> Answer:
+    """The answer itself. Raises ValueError where an escape in its text, such as `\\ud83d`, names half a character."""
+    for call in answer.calls:
+        json.dumps([call.tool, dict(call.arguments)], ensure_ascii=False).encode()
+    answer.text.encode()
+    return answer

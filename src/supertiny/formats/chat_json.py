@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from supertiny.core.records import Answer, Call, Grammar, Prompt, Request, Tool
+from supertiny.core.records import Answer, Call, Grammar, Prompt, Request, Tool, said
 from supertiny.formats._grammar import Rules, joined, literal, named
-from supertiny.formats._text import json_text, prose, read_prose, said
+from supertiny.formats._text import json_text, prose, read_prose, whole
 
 _NAMED = '{{"name": {}, "arguments": '  # The name first: the arguments depend on it.
 
@@ -25,6 +25,14 @@ class ChatJson:
 
     stop: str = "<|im_end|>"
     """Text of the token that ends a message; the student's tokenizer must know it as one token."""
+
+    rules = (
+        "Turn the user's request into function calls. Write a JSON list of calls and nothing else: "
+        '[{"name": "Function", "arguments": {"argument": "value"}}]. '
+        "Name only arguments that the request states or that its function needs, "
+        "with values from the lists where there are some. Write [] when no function serves the request "
+        "or the device or place is not in the lists."
+    )
 
     def encode(self, request: Request, tools: Sequence[Tool]) -> Prompt:
         """The conversation as literal text, so that no engine's chat template can change a byte of it."""
@@ -46,7 +54,7 @@ class ChatJson:
 
     def decode(self, text: str) -> Answer:
         if not text.startswith("["):
-            return Answer((), read_prose(text))
+            return whole(Answer((), read_prose(text)))
         rows, end = json.JSONDecoder().raw_decode(text)
         if text[end : end + 1] not in ("", "\n"):
             raise ValueError(f"expected the end of the text at {end}, found {text[end : end + 10]!r}")
@@ -54,7 +62,7 @@ class ChatJson:
             calls = tuple(Call(str(row["name"]), dict(row["arguments"])) for row in rows)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a list of calls: {error!r}") from None
-        return Answer(calls, read_prose(text[end + 1 :]))
+        return whole(Answer(calls, read_prose(text[end + 1 :])))
 
     def grammar(self, tools: Sequence[Tool]) -> Grammar:
         rules = Rules()

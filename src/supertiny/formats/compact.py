@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from supertiny.core.records import Answer, Call, Grammar, Prompt, Request, Tool
+from supertiny.core.records import Answer, Call, Grammar, Prompt, Request, Tool, said
 from supertiny.formats._grammar import Rules, Spelling, joined, literal, named
-from supertiny.formats._text import is_plain, json_text, prose, read_prose, said
+from supertiny.formats._text import bare_value, is_json, is_plain, json_text, prose, read_prose, whole
 
 _ROLE = re.compile(r"\w+: ")
 _NAME = re.compile(r'[^\s\x00-\x20"~;\[{<][^\s\x00-\x20";<]*')
@@ -36,6 +36,14 @@ class Compact:
 
     stop: str = "<|im_end|>"
     """Text of the token that ends an answer; the student's tokenizer must know it as one token."""
+
+    rules = (
+        "Turn the user's request into function calls. Write one call per line as: "
+        "Function argument value; argument value. "
+        "Name only arguments that the request states or that its function needs, "
+        "with values from the lists where there are some. Write ~ alone when no function serves the request "
+        "or the device or place is not in the lists."
+    )
 
     def encode(self, request: Request, tools: Sequence[Tool]) -> Prompt:
         """The conversation; blanks around a text are no part of its meaning and are left out."""
@@ -63,7 +71,7 @@ class Compact:
             calls.append(_read(line))
         if not text and not calls:
             raise ValueError("an empty text is no answer")
-        return Answer(tuple(calls), read_prose(text[1:]))
+        return whole(Answer(tuple(calls), read_prose(text[1:])))
 
     def grammar(self, tools: Sequence[Tool]) -> Grammar:
         rules, spelling = Rules(_BARE), Spelling(_value, "bare", "free")
@@ -93,15 +101,7 @@ def _value(value: Any) -> str:
 
 def _stands_bare(text: str) -> bool:
     clear = bool(text) and is_plain(text, "[{") and not any(letter in text for letter in ';"\n\t')
-    return clear and not _is_json(text)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+    return clear and not is_json(text)
 
 
 def _written(call: Call) -> str:
@@ -143,4 +143,4 @@ def _read_value(line: str, at: int) -> tuple[Any, int]:
     text = line[at:end]
     if not text or text.strip() != text:
         raise ValueError(f"expected a value at {at} of {line!r}")
-    return (json.loads(text) if _is_json(text) else text), end
+    return bare_value(text), end

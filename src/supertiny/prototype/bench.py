@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
+from supertiny.core.scoring import typed
 from supertiny.core.task import Task
 from supertiny.formats._lawful import complete_lawfully
 from supertiny.prototype.prompting import few_shot_messages, instructions
@@ -55,7 +56,8 @@ class Bench:
 
     def prompt(self, trace: Trace) -> Prompt:
         """System message with the functions (shared), solved examples as turns, the request."""
-        system = {"role": "system", "content": instructions(self.task.description, self.tools_of(trace))}
+        words = instructions(self.task.description, self.form, self.tools_of(trace))
+        system = {"role": "system", "content": words}
         turns = few_shot_messages(trace.examples, self.form)
         return Prompt((system, *turns, *trace.request.messages), shared=1)
 
@@ -76,7 +78,7 @@ class Bench:
         """Completes the prompts with valid calls of each one's tools; gives the traces with answer and cost."""
         done = complete_lawfully(self.engine, prompts, sampling, self.form, tools, self.advance)
         paid = self._paid(traces, done)
-        return [trace.answered(c.text, self._read(c.text)) for trace, c in zip(paid, done, strict=True)]
+        return [t.answered(c.text, self._read(c, known)) for t, c, known in zip(paid, done, tools, strict=True)]
 
     def tools_of(self, trace: Trace) -> Sequence[Tool]:
         """The functions that a request may be turned into."""
@@ -87,9 +89,11 @@ class Bench:
         dollars = [price.dollars(c.tokens_in, c.tokens_out, c.tokens_cached, c.seconds) for c in done]
         return [t.paid(c, d) for t, c, d in zip(traces, done, dollars, strict=True)]
 
-    def _read(self, text: str) -> Answer | None:
-        """The answer in a text, or None where it is not in the format."""
+    def _read(self, completion: Completion, tools: Sequence[Tool]) -> Answer | None:
+        """The answer in a completion, or None where it was cut off or is not in the format."""
+        if completion.finish != "stop":
+            return None
         try:
-            return self.form.decode(text)
+            return typed(self.form.decode(completion.text), {tool.name: tool for tool in tools})
         except ValueError:
             return None

@@ -1,8 +1,8 @@
-"""What the prototype stage would take, said before anything is spent: calls, tokens, minutes, dollars."""
+"""What the teacher would take, said before anything is spent: calls, tokens, minutes, dollars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ _READ_PER_SECOND, _WRITTEN_PER_SECOND = 230.0, 70.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sums over one part of the stage. `tokens_fresh` are those of tokens_in that no earlier prompt shares."""
+    """Sums over one part of a run. `tokens_fresh` are those of tokens_in that no earlier prompt shares."""
 
     part: str
     calls: float
@@ -42,32 +42,43 @@ class Estimate:
         return price.dollars(round(self.tokens_in), round(self.tokens_out), cached, self.minutes * 60)
 
 
-def estimates(settings: Settings, task: Task) -> list[Estimate]:
-    """One estimate per part: the plain prompt, the pipeline on valid, the pipeline on the pool."""
+def estimates(settings: Settings, task: Task, on_test: Mapping[str, int] | None = None) -> list[Estimate]:
+    """One estimate per part: plain prompt and pipeline on valid, the pipeline on the pool, and the report's share.
+
+    `on_test`: requests of test that the report puts to "plain_prompt" and to "pipeline"; test itself is not opened,
+    its rows are taken to be as long as those of valid.
+    """
+    on_test = on_test or {}
     form = build("formats", settings.format, "prototype.format")
     steps = [build("steps", block, "prototype.steps") for block in settings.steps]
     bench = Bench(_Nobody(), task, form, NearestExamples(task.labelled), 0)
     calls = sum(step.calls_per_request for step in steps)
     written = _mean([len(form.write(e.answer).encode()) for e in task.labelled if e.answer]) / _BYTES_PER_TOKEN + 2
     parts = []
-    for part, rows in (
-        ("pipeline on valid", task.valid[: settings.valid_rows]),
-        ("labelling the pool", task.unlabelled[: settings.pool_rows]),
+    valid, pool = task.valid[: settings.valid_rows], task.unlabelled[: settings.pool_rows]
+    for part, rows, count in (
+        ("pipeline on valid", valid, len(valid)),
+        ("labelling the pool", pool, len(pool)),
+        ("pipeline on test", valid, on_test.get("pipeline", 0)),
     ):
         whole, fresh = _prompt_tokens(rows[:_SAMPLE], steps, bench)
         # Steps after the first find what it read in the cache.
-        reads = len(rows) * fresh * max(1.0, calls - sum(step.calls_per_request >= 1 for step in steps) + 1)
-        parts.append(Estimate(part, len(rows) * calls, len(rows) * calls * whole, reads, len(rows) * calls * written))
-    plain = min(len(task.valid), settings.plain_rows)
-    tools = len(function_list(task.tools).encode()) / _BYTES_PER_TOKEN
-    parts.insert(0, Estimate("plain prompt on valid", plain, plain * (tools + 120), tools + plain * 30, plain * 25))
+        reads = count * fresh * max(1.0, calls - sum(step.calls_per_request >= 1 for step in steps) + 1)
+        parts.append(Estimate(part, count * calls, count * calls * whole, reads, count * calls * written))
+    parts.insert(0, _plain("plain prompt on valid", task, min(len(task.valid), settings.plain_rows)))
+    parts.append(_plain("plain prompt on test", task, on_test.get("plain_prompt", 0)))
     return parts
 
 
-def estimate(settings: Settings, task: Task, progress: Progress) -> None:
-    """Prints the estimates and their sum."""
+def _plain(part: str, task: Task, count: int) -> Estimate:
+    tools = len(function_list(task.tools).encode()) / _BYTES_PER_TOKEN if count else 0.0
+    return Estimate(part, count, count * (tools + 120), tools + count * 30, count * 25)
+
+
+def estimate(settings: Settings, task: Task, progress: Progress, on_test: Mapping[str, int] | None = None) -> None:
+    """Prints the estimates and their sum; `on_test` as in `estimates`."""
     price = _price(settings.engine)
-    rows = estimates(settings, task)
+    rows = estimates(settings, task, on_test)
     total = Estimate(
         "in all",
         *(sum(getattr(row, name) for row in rows) for name in ("calls", "tokens_in", "tokens_fresh", "tokens_out")),

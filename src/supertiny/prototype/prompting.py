@@ -9,17 +9,11 @@ from supertiny.core.protocols import Format
 from supertiny.core.records import Example, Message, Tool
 
 _LONG_LIST = 6  # values from which a list stands once, below the functions
-_RULES = (
-    "Turn the user's request into function calls. Write one call per line as: "
-    "Function argument value; argument value. Name only arguments that the request states or that its function needs, "
-    "with values from the lists where there are some. Write ~ alone when no function serves the request "
-    "or the device or place is not in the lists."
-)
 
 
-def instructions(description: str, tools: Sequence[Tool]) -> str:
-    """The system message of the pipeline: task, rules of the compact format, functions."""
-    return "\n".join([description.strip(), _RULES, "", function_list(tools)])
+def instructions(description: str, form: Format, tools: Sequence[Tool]) -> str:
+    """The system message of the pipeline: task, rules of the format, functions."""
+    return "\n".join([description.strip(), form.rules, "", function_list(tools)])
 
 
 def function_list(tools: Sequence[Tool]) -> str:

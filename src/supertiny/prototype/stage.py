@@ -11,7 +11,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.files import write_rows
 from supertiny.core.methods import build
 from supertiny.core.protocols import Answerer, Engine
-from supertiny.core.records import Answer, Example
+from supertiny.core.records import Answer, Example, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, wilson_interval
 from supertiny.prototype.settings import Settings
@@ -29,7 +29,7 @@ def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
         engine.close()
     write_rows(folder / "pool.jsonl", (example.to_json() for example in pool))
     labelled = [replace(row, provenance={**row.provenance, "source": "labelled"}) for row in run.task.labelled]
-    kept = labelled + pool
+    kept = labelled + [row for row in pool if row.answer is not None and row.answer.readable]
     for number, block in enumerate(settings.curators):
         before = len(kept)
         kept = build("curators", block, f"prototype.curators.{number}").curate(kept, run.task, run.seed)
@@ -81,7 +81,9 @@ def _label_pool(settings: Settings, run: Run, engine: Engine) -> list[Example]:
         answers = _answered(pipeline, pool)
     labelled = []
     for example, answer in zip(pool, answers, strict=True):
-        verdict = run.task.verify(example.request, answer.calls)
+        # Words that nobody could read are no "no call": that would be learned.
+        unread = Verdict("fail", 0.0, "unreadable answer")
+        verdict = run.task.verify(example.request, answer.calls) if answer.readable else unread
         provenance = {**example.provenance, "source": "pool", "by": "pipeline"}
         labelled.append(replace(example, answer=answer, verdict=verdict, provenance=provenance))
     return labelled

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from supertiny.core.ledger import LedgerEngine
 from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Cost, Prompt, Request, Sampling
 from supertiny.core.run import Run
+from supertiny.core.scoring import typed
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.prompting import function_list
@@ -46,8 +48,8 @@ class Pipeline:
         return answers
 
     def without_ledger(self) -> Pipeline:
-        """The same pipeline that computes every call, to measure its latency."""
-        return Pipeline(self.steps, replace(self.bench, engine=_bare(self.bench.engine)), self.chunk)
+        """The same pipeline that computes every call, to measure its latency; calls with a price are still billed."""
+        return Pipeline(self.steps, replace(self.bench, engine=_unread(self.bench.engine)), self.chunk)
 
     def close(self) -> None:
         self.bench.engine.close()
@@ -74,7 +76,7 @@ class PlainPrompt:
         grammars = [self.form.grammar(request.tools or self.task.tools) for request in requests]
         done = self.engine.complete(prompts, Sampling(128), grammars, lambda index, completion: self.advance(1))
         answers = []
-        for completion in done:
+        for request, completion in zip(requests, done, strict=True):
             dollars = self.engine.price.dollars(
                 completion.tokens_in, completion.tokens_out, completion.tokens_cached, completion.seconds
             )
@@ -82,15 +84,16 @@ class PlainPrompt:
                 dollars, completion.seconds, completion.tokens_in, completion.tokens_out, completion.tokens_cached
             )
             try:
-                read = self.form.decode(completion.text)
+                known = {tool.name: tool for tool in request.tools or self.task.tools}
+                read = typed(self.form.decode(completion.text), known)
             except ValueError:
-                read = Answer()
+                read = Answer(readable=False)
             answers.append(replace(read, cost=cost, by=self.name, raw=completion.text))
         return answers
 
     def without_ledger(self) -> PlainPrompt:
-        """The same prompt, computed every time."""
-        return PlainPrompt(_bare(self.engine), self.form, self.task, self.advance)
+        """The same prompt, computed every time; calls with a price are still billed."""
+        return PlainPrompt(_unread(self.engine), self.form, self.task, self.advance)
 
     def close(self) -> None:
         self.engine.close()
@@ -105,7 +108,16 @@ class PlainPrompt:
 
 
 def _answer_of(trace: Trace, name: str) -> Answer:
-    return Answer(trace.calls or (), trace.text, trace.cost, name, trace.confidence, trace.raw)
+    return Answer(trace.calls or (), trace.text, trace.cost, name, trace.confidence, trace.raw, trace.calls is not None)
+
+
+def _unread(engine: Engine) -> Engine:
+    """The engine that computes every call: behind the ledger still where calls are paid, without it where not."""
+    price = engine.price
+    by_token = price.dollars_per_million_in or price.dollars_per_million_out or price.dollars_per_million_cached
+    if by_token and isinstance(engine, LedgerEngine):
+        return engine.anew("latency on test")
+    return _bare(engine)
 
 
 def _bare(engine: Engine) -> Engine:

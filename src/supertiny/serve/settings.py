@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -34,9 +34,9 @@ class Limits:
 class Settings:
     """How the artifact is served."""
 
-    engine: Any = "openvino"
+    engine: Any = field(default="openvino", metadata={"family": "engines"})
     """Engine that runs the artifact: a method of `engines`."""
-    router: Any = "never"
+    router: Any = field(default="never", metadata={"family": "routers"})
     """How doubtful a draft is: a method of `routers`."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Doubt above which the fallback is asked, where the server is given one: 1 never asks it, 0 always."""

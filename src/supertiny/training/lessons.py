@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,18 @@ class Batch:
 
 
 def encode_lessons(
-    examples: Sequence[Example], form: Format, tools: Sequence[Tool], tokenizer: Any, longest: int = 1024
+    examples: Sequence[Example],
+    form: Format,
+    tools: Sequence[Tool],
+    tokenizer: Any,
+    longest: int = 1024,
+    setting: str = "transfer.longest_tokens",
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Lesson]:
     """Lessons of examples with answers. The prompt's and the answer's tokens are made apart, as in serving.
 
-    Raises UserError where an example is longer than `longest` tokens or nothing is left to learn from.
+    Made rows of more than `longest` tokens are left out, and `note` is told how many; `setting` names the limit.
+    Raises UserError where a gold row is longer than that, or nothing is left to learn from.
     """
     stop = tokenizer.get_vocab().get(form.stop)
     if stop is None:
@@ -53,17 +60,23 @@ def encode_lessons(
             f"the student's tokenizer has no token {form.stop!r}", "give transfer.format a `stop` that it has"
         )
     lessons = []
+    left_out = 0
     for example in examples:
         if example.answer is None:
             continue
         prompt = tokenizer.encode(form.encode(example.request, tools).text, add_special_tokens=False)
         answer = [*tokenizer.encode(form.write(example.answer), add_special_tokens=False), stop]
         if len(prompt) + len(answer) > longest:
+            if example.provenance.get("source", "labelled") != "labelled":
+                left_out += 1
+                continue
             raise UserError(
                 f"row {example.request.id} has {len(prompt) + len(answer)} tokens, more than {longest}",
-                "shorten it or raise transfer.longest_tokens",
+                f"shorten it or raise {setting}",
             )
         lessons.append(Lesson((*prompt, *answer), len(prompt)))
+    if left_out:
+        note(f"  {left_out} rows of more than {longest} tokens are left out; {setting} sets the limit")
     if not lessons:
         raise UserError(
             "there is no example with an answer to learn from", "see prototype/pool.jsonl for what was dropped"

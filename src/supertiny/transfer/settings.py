@@ -35,7 +35,7 @@ class Settings:
     """Measurements without a better one after which a learner is stopped."""
     valid_rows: Count | None = None
     """Rows of valid that are measured each time; all where it is not given."""
-    checkpoint_steps: Count = 50
+    checkpoint_steps: Count = 100
     """Steps after which a killed training goes on."""
     longest_tokens: Count = 512
     """Longest lesson, in tokens."""

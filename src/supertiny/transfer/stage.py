@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_rows
@@ -36,7 +39,16 @@ def open_base(name: str) -> Path:
         )
     from supertiny.engines._gguf_to_hf import load_gguf_student
 
-    folder = store() / "huggingface" / name
-    if not (folder / "config.json").is_file():
-        load_gguf_student(path_of(name), folder)
+    folder = store() / "huggingface" / f"{name}-{catalogue()[name].sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that want one base: the second waits and finds it there.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            beside = folder.with_name(f".{folder.name}.part")
+            if beside.exists():  # what a killed process left
+                shutil.rmtree(beside)
+            load_gguf_student(path_of(name), beside)
+            beside.rename(folder)
     return folder

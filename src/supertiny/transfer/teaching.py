@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from supertiny.core.files import hash_of, read_json, read_rows, write_json, write_rows
+from supertiny.core.errors import UserError
+from supertiny.core.files import hash_of, read_json, read_rows, write_json, write_rows, write_text
 from supertiny.core.methods import build
 from supertiny.core.records import Example
 from supertiny.core.run import Run
@@ -84,9 +85,8 @@ class Course:
     def _train(self, number: int, block: Any, examples: Sequence[Example], exams: Path) -> None:
         """Goes through the learner's steps; the best students so far stand in `best-NUMBER-STEP`, scores in `exams`."""
         pupil = Pupil.open(self.work / f"after-{number - 1}" if number else self.base, self.settings.precision)
-        lessons = encode_lessons(
-            examples, self.form, self.run.task.tools, pupil.tokenizer, self.settings.longest_tokens
-        )
+        longest, note = self.settings.longest_tokens, self.run.progress.note
+        lessons = encode_lessons(examples, self.form, self.run.task.tools, pupil.tokenizer, longest, note=note)
         scores: dict[str, float] = read_json(exams) if exams.exists() else {}
         for step in self._steps(number, block, pupil, lessons):
             if step.step not in self._exams(step.of):
@@ -149,11 +149,20 @@ class Course:
         return since_best >= self.settings.patience
 
     def _log(self, number: int, step: Step) -> None:
-        with self.history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"student": self.name, "learner": number, **asdict(step)}) + "\n")
+        try:
+            with self.history.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"student": self.name, "learner": number, **asdict(step)}) + "\n")
+        except OSError as error:
+            hint = "free some disk space and run the same command to go on"
+            raise UserError(f"cannot write {self.history}: {error.strerror or error}", hint) from error
 
     def _logged(self) -> list[dict[str, Any]]:
-        return read_rows(self.history) if self.history.exists() else []
+        if not self.history.exists():
+            return []
+        text = self.history.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):  # a line that a kill or a full disk cut short
+            write_text(self.history, text[: text.rfind("\n") + 1])
+        return read_rows(self.history)
 
     def _forget(self, number: int, step: int) -> None:
         """Takes out the records of steps that are done again after a kill."""

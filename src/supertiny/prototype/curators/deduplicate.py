@@ -1,4 +1,4 @@
-"""Keeps one of several requests that say the same in nearly the same words.
+"""Keeps one of several requests that say the same in nearly the same words and have the same answer.
 
 Paper: Broder, On the Resemblance and Containment of Documents, 1997.
 Use when: the pool comes from logs, where the same request stands thousands of times.
@@ -13,17 +13,21 @@ from typing import Annotated
 from datasketch import MinHash, MinHashLSH
 from pydantic import Field
 
-from supertiny.core.leaks import jaccard
-from supertiny.core.records import Example
+from supertiny.core.leaks import asked_text, jaccard
+from supertiny.core.records import Call, Example
+from supertiny.core.scoring import exact
 from supertiny.core.task import Task
 
 
 @dataclass(frozen=True)
 class Deduplicate:
-    """Character 4-grams; MinHash proposes, the exact similarity decides. The first stays, gold rows first."""
+    """Character 4-grams of the whole conversation; MinHash proposes, the exact similarity decides.
+
+    The first stays, gold rows first. Rows with other calls stay too: "switch it on" and "switch it off" are near.
+    """
 
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Jaccard similarity from which two requests count as one."""
+    """Jaccard similarity from which two requests with the same calls count as one."""
     permutations: int = 128
     """Size of the signature."""
 
@@ -32,14 +36,22 @@ class Deduplicate:
         gold_first = sorted(range(len(examples)), key=lambda i: examples[i].provenance.get("source") != "labelled")
         kept: dict[int, frozenset[str]] = {}
         for place in gold_first:
-            grams = _grams(examples[place].request.text)
+            grams = _grams(asked_text(examples[place].request.messages))
+            calls = _calls(examples[place])
             signature = MinHash(num_perm=self.permutations, seed=seed + 1)
             signature.update_batch([gram.encode() for gram in sorted(grams)])
-            if any(jaccard(grams, kept[near]) >= self.similarity for near in index.query(signature)):
+            if any(
+                jaccard(grams, kept[near]) >= self.similarity and exact(calls, _calls(examples[near]), task.tool_map)
+                for near in index.query(signature)
+            ):
                 continue
             index.insert(place, signature)
             kept[place] = grams
         return [examples[place] for place in sorted(kept)]
+
+
+def _calls(example: Example) -> Sequence[Call]:
+    return example.answer.calls if example.answer else ()
 
 
 def _grams(text: str) -> frozenset[str]:

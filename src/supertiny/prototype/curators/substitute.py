@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from supertiny.core.leaks import normalised
-from supertiny.core.records import Answer, Call, Example, Request
+from supertiny.core.records import Call, Example
 from supertiny.core.task import Task
+from supertiny.prototype.curators._rewriting import is_writable, rewritten, stated, texts_not_to_make, written
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Substitute:
         pools = _values_seen(examples, task)
         made = list(examples)
         # What is asked later must not be made here by chance: the leak guard of the task, for new rows.
-        known = {normalised(row.request.text) for row in (*examples, *task.valid, *task.test)}
+        known = texts_not_to_make(examples, task)
         for example in examples:
             for copy in range(self.copies):
                 new = self._exchange(example, task, pools, generator, copy)
@@ -60,21 +61,10 @@ class Substitute:
             choices = [other for other in pools.get(key, ()) if other != arguments[number][name]]
             if choices and generator.random() <= self.swap_share:
                 arguments[number][name] = generator.choice(choices)
-                written = _as_written(arguments[number][name], spot.group())
-                text = text[: spot.start()] + written + text[spot.end() :]
+                instead = _as_written(arguments[number][name], spot.group())
+                text = text[: spot.start()] + instead + text[spot.end() :]
         calls = [Call(call.tool, values) for call, values in zip(example.answer.calls, arguments, strict=True)]
-        request = _with_text(example.request, text, copy)
-        verdict = task.verify(request, calls)
-        if text == example.request.text or verdict.outcome == "fail":
-            return None
-        answer = Answer(tuple(calls), by=example.answer.by)
-        provenance = {
-            **example.provenance,
-            "origin": example.request.id,
-            "made_by": "substitute",
-            "source": "substitute",
-        }
-        return replace(example, request=request, answer=answer, verdict=verdict, provenance=provenance)
+        return rewritten(example, text, calls, task, "substitute", copy)
 
 
 def _values_seen(examples: Sequence[Example], task: Task) -> dict[tuple[str, str], list[Any]]:
@@ -83,53 +73,30 @@ def _values_seen(examples: Sequence[Example], task: Task) -> dict[tuple[str, str
     for example in examples:
         for call in example.answer.calls if example.answer else ():
             for name, value in call.arguments.items():
-                if _can_be_written(value):
+                if is_writable(value):
                     seen[(call.tool, name)][value] = None
     pools = {key: list(values) for key, values in seen.items()}
     for tool in task.tools:
         for name, schema in tool.parameters.get("properties", {}).items():
             if schema.get("enum"):
-                pools[(tool.name, name)] = [value for value in schema["enum"] if _can_be_written(value)]
+                pools[(tool.name, name)] = [value for value in schema["enum"] if is_writable(value)]
     return pools
 
 
 def _places(calls: Sequence[Call], text: str) -> list[tuple[re.Match[str], int, str]]:
     """(place, number of the call, argument) of values that the text states once and that no other value shares."""
-    stated = [
-        (list(_stated(value, text)), number, name)
+    found = [
+        (list(stated(value, text)), number, name)
         for number, call in enumerate(calls)
         for name, value in call.arguments.items()
     ]
-    taken = Counter(letter for places, *_ in stated for place in places for letter in range(*place.span()))
+    taken = Counter(letter for places, *_ in found for place in places for letter in range(*place.span()))
     return [
         (places[0], number, name)
-        for places, number, name in stated
+        for places, number, name in found
         if len(places) == 1 and all(taken[letter] == 1 for letter in range(*places[0].span()))
     ]
 
 
-def _stated(value: Any, text: str) -> Iterator[re.Match[str]]:
-    """Where the text states the value as whole words, or as a whole number."""
-    if not _can_be_written(value) or str(value) == "":
-        return iter(())
-    before, after = (r"(?<![\w.,-])", r"(?![.,]?\w)") if not isinstance(value, str) else (r"(?<!\w)", r"(?!\w)")
-    return re.finditer(before + re.escape(_written(value)) + after, text, re.IGNORECASE)
-
-
-def _can_be_written(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _as_written(value: Any, model: str) -> str:
-    return _written(value).lower() if model.islower() else _written(value)
-
-
-def _with_text(request: Request, text: str, copy: int) -> Request:
-    last = max(place for place, message in enumerate(request.messages) if message.get("role") == "user")
-    messages = list(request.messages)
-    messages[last] = {**messages[last], "content": text}
-    return replace(request, id=f"{request.id}/substitute-{copy}", messages=tuple(messages))
+    return written(value).lower() if model.islower() else written(value)

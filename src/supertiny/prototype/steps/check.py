@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from supertiny.core.records import Prompt, Sampling
+from supertiny.core.records import Answer, Prompt, Sampling
 from supertiny.prototype.bench import Bench, Trace
 
 
@@ -21,7 +21,7 @@ class Check:
     max_tokens: int = 96
     """Tokens that an answer may have."""
 
-    calls_per_request = 0.15
+    calls_per_request = 0.3
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         complaints = {place: said for place, trace in enumerate(traces) if (said := self._complaint(trace, bench))}
@@ -44,11 +44,12 @@ class Check:
 
     def _again(self, trace: Trace, complaint: str, bench: Bench) -> Prompt:
         first = bench.prompt(trace)
+        none = bench.form.write(Answer())
         turns = (
             {"role": "assistant", "content": trace.raw},
             {
                 "role": "user",
-                "content": f"That is wrong: {complaint}. Write the right call for the same request, or ~.",
+                "content": f"That is wrong: {complaint}. Write the right call for the same request, or {none}.",
             },
         )
         return Prompt((*first.messages, *turns), shared=first.shared)

@@ -8,7 +8,7 @@ Differs from the paper: the teacher's k best tokens plus one bucket for the rest
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from supertiny.training.pupil import Pupil
 class Distil:
     """Loss = (1 - truth_share) * divergence(teacher, student) + truth_share * cross-entropy, on answer tokens."""
 
-    divergence: Any = "forward_kl"
+    divergence: Any = field(default="forward_kl", metadata={"family": "divergences"})
     """A method of the family divergences."""
     learning_rate: float = 2e-4
     """Peak of the cosine schedule."""

@@ -1,0 +1,72 @@
+"""Completions that keep to the grammar, where the grammar is asked for only when it was left."""
+
+from __future__ import annotations
+
+import pytest
+
+from supertiny.core.methods import build
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
+from supertiny.formats._lawful import complete_lawfully, is_lawful
+from tests.fake_engine import FakeEngine
+
+SWITCH = Tool(
+    "switch",
+    "",
+    {
+        "type": "object",
+        "properties": {"state": {"enum": ["on", "off"]}, "level": {"type": "integer", "maximum": 9}},
+        "required": ["state"],
+        "additionalProperties": False,
+    },
+)
+
+
+class Author:
+    """Writes `free` texts without a grammar and a lawful call under one."""
+
+    def __init__(self, free: dict[str, str]) -> None:
+        self.free = free
+
+    def __call__(self, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
+        return self.free[prompt.text] if grammar is None else "switch state off"
+
+
+def ask(free: dict[str, str]) -> tuple[FakeEngine, list[str], list[float]]:
+    engine = FakeEngine(Author(free))
+    prompts = [Prompt(text=text) for text in free]
+    form = build("formats", "compact")
+    done = complete_lawfully(engine, prompts, Sampling(), form, [[SWITCH]] * len(prompts))
+    return engine, [completion.text for completion in done], [completion.seconds for completion in done]
+
+
+def test_what_stands_in_the_grammar_is_asked_for_once() -> None:
+    engine, texts, _ = ask({"a": "switch state on", "b": "~", "c": "switch level 3; state off"})
+    assert texts == ["switch state on", "~", "switch level 3; state off"]
+    assert engine.batches == [3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lamp state on",
+        "switch state dim",
+        "switch",
+        "switch state on; level 12",
+        "switch state on; colour red",
+        "",
+        "\n",
+    ],
+)
+def test_what_left_the_grammar_is_asked_again_under_it_and_both_are_paid(text: str) -> None:
+    engine, texts, seconds = ask({"good": "switch state on", "bad": text})
+    assert texts == ["switch state on", "switch state off"]
+    assert engine.batches == [2, 1]
+    assert [asked[2] is None for asked in engine.asked] == [True, True, False]
+    assert engine.asked[-1][0].text == "bad"
+    assert seconds == [0.5, 1.0]
+
+
+def test_a_bare_number_stands_in_the_grammar_where_text_is_wanted() -> None:
+    order = Tool("order", "", {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]})
+    for text in ("order id 12345", "order id 1.10", "order id true"):
+        assert is_lawful(Completion(text), build("formats", "compact"), {"order": order})
