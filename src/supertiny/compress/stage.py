@@ -138,7 +138,7 @@ class _Work:
 
     def _export(self, block: Any, student: Path) -> dict[str, Any]:
         """The first type that holds parity. Raises UserError with the rows that differ where none does."""
-        reference = self.room.open("torch", student)
+        reference = self.room.open({"method": "torch", "precision": "float32"}, student)
         expected = self.room.examine(reference)
         tokenizer = Pupil.open(student).tokenizer
         reference.close()
