@@ -38,6 +38,8 @@ setup: .venv/.installed ## make .venv with the pinned dependencies (instant when
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@# Grammars for the torch engine; the package asks for GPU compilers that it does not need here.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xgrammar apache-tvm-ffi
 	@$(SUPERTINY) --version
 	@touch $@
 

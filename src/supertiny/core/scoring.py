@@ -153,7 +153,8 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
     z, share = 1.959963984540054, hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    # At the ends the interval touches them; rounding must not push it past the share itself.
+    return 0.0 if hits == 0 else float(centre - half), 1.0 if hits == n else float(centre + half)
 
 
 def paired_bootstrap(
