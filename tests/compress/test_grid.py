@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import torch
 
-from supertiny.compress.grid import on_grid, round_q4_0
+from supertiny.compress.grid import on_grid, round_q4_0, settle
 
 
 def _llama_round(weight: torch.Tensor) -> torch.Tensor:
@@ -64,3 +64,18 @@ def test_other_types_are_left_alone() -> None:
     with on_grid(model, "q8_0"):
         assert torch.equal(model.inner.weight, before)
     assert torch.equal(model.inner.weight, before)
+
+
+def test_a_settled_model_is_what_the_file_will_hold() -> None:
+    torch.manual_seed(1)
+    model = _Model()
+    table = model.embedding.weight.detach().clone()
+    settle(model, "q4_0")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    stored = gguf.quants.dequantize(gguf.quants.quantize(table.numpy(), kind), kind)
+    assert not torch.equal(model.embedding.weight, table)
+    assert torch.allclose(model.embedding.weight, torch.from_numpy(stored.copy()), atol=1e-7)
+    assert torch.allclose(model.inner.weight, _llama_round(model.inner.weight.detach()), atol=1e-7)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    settle(model, "q8_0")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gguf
 import torch
 from torch.nn.utils import parametrize
 
@@ -36,20 +37,43 @@ class _OnGrid(torch.nn.Module):
         return weight + (round_q4_0(weight) - weight).detach()
 
 
+def settle(model: Any, type: str) -> None:
+    """Puts a float32 model's matrices where the file will have them: q4_0, and q8_0 for embedding and output.
+
+    What is exported is then the student itself, weight for weight. Does nothing for types other than q4_0.
+    """
+    if type != "q4_0":
+        return
+    outer = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        for weight in {id(layer.weight): layer.weight for layer in outer if layer is not None}.values():
+            weight.copy_(_round_q8_0(weight))
+        for layer in _layers(model):
+            layer.weight.copy_(round_q4_0(layer.weight))
+
+
+def _round_q8_0(weight: torch.Tensor) -> torch.Tensor:
+    if weight.shape[-1] % BLOCK:
+        return weight
+    kind = gguf.GGMLQuantizationType.Q8_0
+    packed = gguf.quants.quantize(weight.detach().float().cpu().numpy(), kind)
+    return torch.from_numpy(gguf.quants.dequantize(packed, kind).copy())
+
+
+def _layers(model: Any) -> list[torch.nn.Linear]:
+    """Matrices that q4_0 rounds."""
+    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and id(layer) not in outer]
+    return [layer for layer in linear if layer.in_features % BLOCK == 0]
+
+
 @contextmanager
 def on_grid(model: Any, type: str) -> Iterator[None]:
     """Within the block every matrix that q4_0 would round is seen rounded; at its end it stays on the grid.
 
     Embedding and output are exported higher and left alone, as are all types but q4_0: finer ones lose next to nothing.
     """
-    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, torch.nn.Linear) and id(layer) not in outer and layer.in_features % BLOCK == 0
-    ]
-    if type != "q4_0":
-        layers = []
+    layers = _layers(model) if type == "q4_0" else []
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _OnGrid())
     try:

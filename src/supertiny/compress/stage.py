@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.gguf import Gguf
-from supertiny.compress.grid import on_grid
+from supertiny.compress.grid import on_grid, settle
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -81,7 +83,10 @@ class _Work:
             self._recover(number, _title(block), pupil)
         beside = self.folder / f".step-{number}.new"
         shutil.rmtree(beside, ignore_errors=True)
-        pupil.save(beside)
+        if self._grid():
+            settle(pupil.model.float(), self._grid())
+        # Points of the grid have more digits than bfloat16 keeps.
+        pupil.save(beside, torch.float32 if self._grid() == "q4_0" else torch.bfloat16)
         Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
         beside.rename(place)
 

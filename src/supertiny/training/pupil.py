@@ -64,13 +64,13 @@ class Pupil:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def save(self, folder: Path) -> None:
-        """Writes a stock Hugging Face folder (safetensors, bfloat16) that `AutoModelForCausalLM` opens."""
+    def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Writes a stock Hugging Face folder (safetensors of that dtype) that `AutoModelForCausalLM` opens."""
         folder.mkdir(parents=True, exist_ok=True)
         model = self.model
-        if next(model.parameters()).dtype != torch.bfloat16:
+        if next(model.parameters()).dtype != dtype:
             # Cast a copy: casting there and back would round the weights and the rotary frequencies being trained with.
-            model = copy.deepcopy(model).to(torch.bfloat16)
+            model = copy.deepcopy(model).to(dtype)
         try:
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
