@@ -78,6 +78,18 @@ def publish(
         write_json(json_file, report)
 
 
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of plain rows; its columns are their keys, in the order in which they come."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console(width=max(140, Console().width)).print(table)
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():

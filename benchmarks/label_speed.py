@@ -1,13 +1,18 @@
-"""Requests labelled per second: the default engine, against a plain loop over llama-cpp-python's own chat call.
+"""Requests labelled per second: the default engine, and the whole pipeline on it, against what one writes first.
 
-Both answer the same real requests with the same messages (task, functions, the six nearest solved examples), the same
-JSON Schema and the same model, greedily. The hardware's limit is the time that the tokens' matrix products alone would
-take: prompt tokens that no earlier prompt shares at the measured rate of products, and per decoding step of a full
-batch one reading of the weights at the measured memory bandwidth.
+`engine`: the same real requests with the same messages (task, functions, the six nearest solved examples), the same
+JSON Schema and the same model, greedily, against a plain loop over llama-cpp-python's own chat call. `pipeline`:
+retrieve, fill and check against the same steps in such a loop. `rivals`: our client, distilabel's and curator's on one
+local server. The loops are slow and are timed on fewer of the requests; rates are compared.
+
+The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no earlier prompt
+shares at the measured rate of products, and per decoding step of a full batch one reading of the weights at the
+measured memory bandwidth.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -17,78 +22,113 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._pipeline_speed import EXAMPLES, MAX_TOKENS, NOTHING, chat_messages, run_naive, run_pipeline
 from benchmarks._table import arguments, publish
 from supertiny.core.methods import build
 from supertiny.core.models import path_of
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.records import Completion, Example, Grammar, Prompt, Sampling, Tool
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.core.task import Task, load_task
 
 MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 PARAMETERS = 1.31e9  # that every prompt token is multiplied with: all but the embedding table
 TASK = Path(__file__).parents[1] / "examples" / "smart_home"
-EXAMPLES = 6
-MAX_TOKENS = 96
-NOTHING = "none"
+PARTS = ("engine", "pipeline", "rivals")
+REQUESTS, REQUESTS_OF_LOOPS = 200, 60
+PACKAGES = ["supertiny", "openvino", "openvino-genai", "llama-cpp-python", "torch", "distilabel", "bespokelabs-curator"]
+Row = tuple[str, str, float]
 
 
 def main() -> None:
+    options = options_of(sys.argv[1:])
+    task = load_task(options.task)
+    count, few = (20, 6) if options.quick else (options.requests, min(options.requests, REQUESTS_OF_LOOPS))
+    rows: list[Row] = [("requests", "requests answered by ours", float(count)), ("loop_requests", "by loops", few)]
+    details: dict[str, Any] = {}
+    for part in options.part or PARTS:
+        if part == "engine":
+            rows += engine_rows(task, count, few)
+        elif part == "pipeline":
+            rows += pipeline_rows(task, count, few)
+        else:
+            rival_rows, details = rivals_rows(task, count, options.rivals_python)
+            rows += rival_rows
+    publish(f"label_speed: {count} requests, {MODEL}", rows, PACKAGES, options.json, details)
+
+
+def options_of(words: Sequence[str]) -> argparse.Namespace:
     parser = arguments(__doc__.splitlines()[0], "label_speed")
     parser.add_argument("--task", type=Path, default=TASK, help="task folder with requests")
-    options = parser.parse_args()
-    task = load_task(options.task)
-    count = 20 if options.quick else 200
+    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone; may be given again")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="requests answered by ours")
+    parser.add_argument("--rivals-python", type=Path, metavar="PYTHON", help="one that has distilabel or curator")
+    return parser.parse_args(words)
+
+
+def engine_rows(task: Task, count: int, few: int) -> list[Row]:
+    """The default engine against the plain loop, and against what the hardware can do."""
     prompts = prompts_of(task, count)
     schema = schema_of(task.tools)
     ours, ours_seconds = run_engine(prompts, schema)
-    theirs, theirs_seconds = run_plain_loop(prompts, schema)
+    theirs, theirs_seconds = run_plain_loop(prompts[:few], schema)
     rates = hardware_rates()
     limit = limit_seconds(ours, rates)
-    ours_rate, theirs_rate = len(prompts) / ours_seconds, len(prompts) / theirs_seconds
-    same = sum(_meaning(a.text) == _meaning(b) for a, b in zip(ours, theirs, strict=True)) / len(prompts)
-    publish(
-        f"label_speed: {len(prompts)} requests, {MODEL}",
-        [
-            ("requests", "requests answered by each", float(len(prompts))),
-            ("engine_requests_per_second", "openvino, the default engine", ours_rate),
-            ("plain_loop_requests_per_second", "create_chat_completion in a loop", theirs_rate),
-            ("engine_ratio", "the default engine over the plain loop", ours_rate / theirs_rate),
-            ("same_answer_share", "answers that mean the same in both", same),
-            ("tokens_in", "prompt tokens, all requests", float(sum(c.tokens_in for c in ours))),
-            ("tokens_cached", "of these, shared and computed once", float(sum(c.tokens_cached for c in ours))),
-            ("tokens_out", "tokens written by the default engine", float(sum(c.tokens_out for c in ours))),
-            ("product_gigaflops", "measured matrix products, bf16", rates["product_gigaflops"]),
-            ("read_gigabytes_per_second", "measured reading of memory", rates["read_gigabytes_per_second"]),
-            ("limit_requests_per_second", "what the hardware could do at most", len(prompts) / limit),
-            ("share_of_limit", "the default engine's share of that", limit / ours_seconds),
-        ],
-        ["supertiny", "openvino", "openvino-genai", "llama-cpp-python", "torch"],
-        options.json,
-    )
+    ours_rate, theirs_rate = len(prompts) / ours_seconds, len(theirs) / theirs_seconds
+    same = sum(_meaning(a.text) == _meaning(b) for a, b in zip(ours, theirs, strict=False)) / len(theirs)
+    return [
+        ("engine_requests_per_second", "openvino, the default engine", ours_rate),
+        ("plain_loop_requests_per_second", "create_chat_completion in a loop", theirs_rate),
+        ("engine_ratio", "the default engine over the plain loop", ours_rate / theirs_rate),
+        ("same_answer_share", "answers that mean the same in both", same),
+        ("tokens_in", "prompt tokens, all requests", float(sum(c.tokens_in for c in ours))),
+        ("tokens_cached", "of these, shared and computed once", float(sum(c.tokens_cached for c in ours))),
+        ("tokens_out", "tokens written by the default engine", float(sum(c.tokens_out for c in ours))),
+        ("product_gigaflops", "measured matrix products, bf16", rates["product_gigaflops"]),
+        ("read_gigabytes_per_second", "measured reading of memory", rates["read_gigabytes_per_second"]),
+        ("limit_requests_per_second", "what the hardware could do at most", len(prompts) / limit),
+        ("share_of_limit", "the default engine's share of that", limit / ours_seconds),
+    ]
+
+
+def pipeline_rows(task: Task, count: int, few: int) -> list[Row]:
+    """Retrieve, fill and check: the library's against the same steps one request after the other."""
+    requests = [example.request for example in task.unlabelled[:count]]
+    engine = build("engines", {"method": "openvino", "model": MODEL}).open()
+    ours = run_pipeline(task, requests, engine)
+    engine.close()
+    naive = run_naive(task, requests[:few], schema_of(task.tools), MODEL)
+    return [
+        ("pipeline_requests_per_second", "retrieve, fill, check", ours.requests_per_second),
+        ("naive_requests_per_second", "the same steps on llama-cpp-python", naive.requests_per_second),
+        ("pipeline_ratio", "the pipeline over the naive one", ours.requests_per_second / naive.requests_per_second),
+        ("pipeline_right_share", "exact calls of the pipeline", ours.right_share(task, requests)),
+        ("naive_right_share", "exact calls of the naive one, on its requests", naive.right_share(task, requests[:few])),
+    ]
+
+
+def rivals_rows(task: Task, count: int, python: Path | None) -> tuple[list[Row], dict[str, Any]]:
+    """Our client against others on the same local server; those that are not installed are named in a line."""
+    from benchmarks._rivals import drive
+
+    block = {"method": "openvino", "model": MODEL}
+    rates, versions, missing = drive(lambda: build("engines", block).open(), prompts_of(task, count), MODEL, python)
+    rows = [(f"server_{name}_requests_per_second", f"{name} on the local server", rate) for name, rate in rates.items()]
+    ours = rates["supertiny"]
+    rows += [(f"{name}_ratio", f"ours over {name}", ours / rate) for name, rate in rates.items() if name in versions]
+    for line in missing:
+        print(line)
+    return rows, {"rivals": versions, "rivals_missing": missing}
 
 
 def prompts_of(task: Task, count: int) -> list[Prompt]:
     """Requests of the pool with the task's functions and nearest solved examples, as the teacher gets them."""
-    lines = [task.description, 'Answer with one JSON object {"name": FUNCTION, "arguments": {...}}.', "", "Functions:"]
-    lines += [
-        f"{tool.name}({', '.join(tool.parameters.get('properties', {}))}): {tool.description}" for tool in task.tools
-    ]
-    lines += [f"{NOTHING}(): no function serves the request"]
-    system = {"role": "system", "content": "\n".join(lines)}
     index = NearestExamples(task.labelled)
-    requests = [example.request for example in task.unlabelled[:count]]
+    texts = [example.request.text for example in task.unlabelled[:count]]
     prompts = []
-    for request, near in zip(requests, index.nearest([r.text for r in requests], EXAMPLES), strict=True):
-        turns = [turn for place, _ in reversed(near) for turn in _turns(task.labelled[place])]
-        prompts.append(Prompt((system, *turns, {"role": "user", "content": request.text}), shared=1))
+    for text, near in zip(texts, index.nearest(texts, EXAMPLES), strict=True):
+        shown = [task.labelled[place] for place, _ in reversed(near)]
+        prompts.append(Prompt(tuple(chat_messages(task, shown, text)), shared=1))
     return prompts
-
-
-def _turns(example: Example) -> list[dict[str, str]]:
-    calls = example.answer.calls if example.answer else ()
-    answer = calls[0].to_json() if calls else {"name": NOTHING, "arguments": {}}
-    content = json.dumps(answer, ensure_ascii=False)
-    return [{"role": "user", "content": example.request.text}, {"role": "assistant", "content": content}]
 
 
 def schema_of(tools: Sequence[Tool]) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from supertiny.core import models
 from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.files import write_json
 from supertiny.core.recipe import read_recipe
+from supertiny.core.task import load_task
 from supertiny.report import terminal
 
-COMMANDS = ["new", "check", "run", "serve", "ask", "compare", "methods", "show", "models"]
+PLACES = ("attic", "barn", "cellar", "den", "east", "field", "garden", "hall", "island", "jungle")
+COMMANDS = ["new", "export", "check", "run", "serve", "ask", "compare", "methods", "show", "models"]
 
 
 @pytest.fixture
@@ -74,8 +76,14 @@ def test_no_command_shows_help_and_no_error(typed: Any) -> None:
         (["serve", "nowhere"], "error: there is no run folder nowhere (make one with `supertiny run RECIPE`)"),
         (["ask", "nowhere", "hello"], "error: there is no run folder nowhere"),
         (["compare", "nowhere", "nowhere"], "error: there is no run folder nowhere"),
-        (["new", "task"], "error: new needs one of --example, --from-logs, --tools-from"),
+        (["new", "task"], "error: new needs one of --example, --from-logs, --from-csv, --from-dataset, --tools-from"),
         (["new", "--example", "smart_home"], "error: new needs the folder to make"),
+        (["new", "x", "--from-csv", "nowhere.csv"], "error: nowhere.csv is not there (give a file of rows: .csv"),
+        (["new", "x", "--from-dataset", "no/where/rows"], "error: no/where/rows is not there (give a file, a folder"),
+        (["new", "x", "--from-logs", "logs.jsonl", "--label", "a"], "error: --text, --label, --argument, --calls and"),
+        (["export", "nowhere", "--to", "x.jsonl"], "error: there is no folder nowhere (give a run, such as"),
+        (["export", "nowhere", "--to", "x", "--as", "alpacca"], "error: --as: there is no shape 'alpacca' (did you"),
+        (["export", "nowhere"], "error: Missing option '--to'. (see"),
         (["serve", "x", "--port", "70000"], "error: Invalid value for '--port'"),
     ],
 )
@@ -198,6 +206,69 @@ def test_new_tools_from_labelled_rows(typed: Any, task_folder: Path) -> None:
     assert tool["function"]["name"] == "switch_lamp"
     assert set(tool["function"]["parameters"]["required"]) == {"room", "state"}
     assert typed("new", "--tools-from", task_folder / "labelled.jsonl")[0] == 2
+
+
+def test_new_from_a_table_in_one_command(typed: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    texts = [f"where is the {animal} of the {place}" for animal in ("cat", "dog", "owl") for place in PLACES]
+    lines = [f"{text};{'hot' if n % 2 else 'cold'}" for n, text in enumerate([*texts, texts[0]])]
+    rows.write_text("question;intent\n" + "\n".join(lines), encoding="utf-8")
+    columns = ["--text", "question", "--label", "intent", "--sizes", "labelled=10"]
+    status, out, err = typed("new", tmp_path / "task", "--from-csv", rows, *columns)
+    assert (status, err) == (0, [])
+    first, then = out.splitlines()
+    assert first.startswith(f"{tmp_path / 'task'}: 10 labelled, ")
+    assert first.endswith("; 1 left out: the same request again or more than --sizes asks for")
+    assert then == f"next:  supertiny run RECIPE task={tmp_path / 'task'}"
+    (tool,) = load_task(tmp_path / "task").tools
+    assert tool.parameters["properties"]["label"]["enum"] == ["cold", "hot"]
+    status, out, _ = typed(
+        "new", tmp_path / "again", "--from-dataset", rows, *columns, "--function", "sort", "--seed", 2
+    )
+    assert status == 0
+    assert [tool.name for tool in load_task(tmp_path / "again").tools] == ["sort"]
+
+
+def test_mistakes_in_a_table_are_lines_with_places(typed: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "x,y\n" * 9 + "one,two,three\n", encoding="utf-8")
+    status, out, err = typed("new", tmp_path / "task", "--from-csv", rows)
+    assert (status, out) == (2, "")
+    assert err == [f"error: {rows}:11: 3 cells; the header has 2 (a cell that holds ',' stands in quotes: \"...\")"]
+    rows.write_text("text,label\nx,y\n", encoding="utf-8")
+    status, _, err = typed("new", tmp_path / "task", "--from-csv", rows, "--text", "txet", "--label", "labels")
+    assert status == 2
+    assert len(err) == 2
+    assert err[0].endswith("has no column 'txet' (did you mean 'text'?)")
+    assert err[1].endswith("has no column 'labels' (did you mean 'label'?)")
+
+
+def test_export_says_what_it_wrote_and_who_reads_it(typed: Any, tmp_path: Path, task_folder: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    status, out, err = typed("export", task_folder, "--to", target, "--as", "sharegpt", "--split", "valid")
+    assert (status, err) == (0, [])
+    assert out.splitlines()[0] == f"{target}: 2 rows of valid, as sharegpt"
+    assert "read by:  LLaMA-Factory" in out
+    assert len(target.read_text(encoding="utf-8").splitlines()) == 2
+    status, _, err = typed("export", task_folder, "--to", tmp_path / "test.jsonl", "--split", "test")
+    assert status == 0
+    assert err == ["warning: rows of test measure a model; one that is trained on them cannot be measured"]
+    assert typed("export", task_folder, "--to", target)[0] == 2
+
+
+def test_check_names_steps_that_the_engine_cannot_serve(typed: Any, tmp_path: Path, task_folder: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    engine = (
+        "{method: openai, model: m, base_url: 'localhost:1', dollars_per_million_in: 0, dollars_per_million_out: 0}"
+    )
+    steps = "[{method: route, by: logprob}, fill, judge]"
+    recipe.write_text(f"task: {task_folder}\nprototype: {{engine: {engine}, steps: {steps}}}\n", encoding="utf-8")
+    status, out, err = typed("check", recipe)
+    assert (status, out, len(err)) == (2, "", 3)
+    address, route, judge = err
+    assert address.startswith("error: prototype.engine: engines.openai.base_url: not an address: 'localhost:1'")
+    assert route.startswith("error: prototype.steps.0: route needs log-probabilities of given texts (token_scores)")
+    assert judge.startswith("error: prototype.steps.2: judge has no guidelines to judge by (write them into")
 
 
 def test_methods_lists_each_family_with_its_methods(typed: Any) -> None:

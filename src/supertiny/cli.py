@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ import typer
 
 from supertiny import __version__
 from supertiny.core.errors import UserError, UserErrors
+from supertiny.task_commands import export, new
+from supertiny.task_commands import typed_command as _typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(new)
+app.command()(export)
 models = typer.Typer(help="Model files: list, fetch, verify.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
@@ -53,46 +56,19 @@ def root(
 
 
 @app.command()
-def new(
-    folder: Annotated[Path | None, typer.Argument(help="The new task's folder.")] = None,
-    example: Annotated[str | None, typer.Option(metavar="NAME", help="Copy this example: task and recipe.")] = None,
-    from_logs: Annotated[Path | None, typer.Option(metavar="FILE", help="Chat logs, one conversation a line.")] = None,
-    tools_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labelled rows; writes tools.json beside them, or into FOLDER.")
-    ] = None,
-) -> None:
-    """Make a task folder: from an example, or from OpenAI-style chat logs (messages with tool_calls).
-
-    Example: supertiny new my_task --from-logs logs.jsonl
-    """
-    from supertiny.core import task_import
-
-    if [example, from_logs, tools_from].count(None) != 2:
-        raise UserError("new needs one of --example, --from-logs, --tools-from", "for instance --example smart_home")
-    if tools_from is not None:
-        _write_tools(tools_from, (folder or tools_from.parent) / "tools.json")
-        return
-    if folder is None:
-        raise UserError("new needs the folder to make", "for instance: supertiny new my_task --example smart_home")
-    if from_logs is not None:
-        rows = task_import.new_from_logs(from_logs, folder)
-        print(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in rows.items()))
-        print(f"next:  {_typed()} run RECIPE {shlex.quote(f'task={folder}')}")
-    else:
-        task_import.copy_example(str(example), folder)
-        print(f"next:  {_typed()} run {shlex.quote(str(folder / 'recipe.yaml'))}")
-
-
-@app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Read a recipe and its task; report all mistakes at once, spend nothing.
 
     Example: supertiny check examples/smart_home/recipe.yaml transfer.epochs=2
     """
+    from supertiny.core.methods import own_methods
+    from supertiny.core.task import STEPS
     from supertiny.pipeline import load_recipe
 
     loaded = load_recipe(_recipe_of(recipe), overrides or [])
     print(f"{_recipe_of(recipe)}: no mistakes; its results go to {loaded.folder}")
+    for card in own_methods("steps", loaded.task / STEPS).get("steps", {}).values():
+        print(f"  {card.name}: a step of the task's own, code of its author, {card.path.name}. {card.summary}".rstrip())
 
 
 @app.command()
@@ -116,6 +92,38 @@ def run(
     results = execute(loaded, only=only, estimate=estimate)
     if not estimate:
         _show_results(results, loaded.task)
+
+
+@app.command()
+def optimise(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    budget_minutes: Annotated[float | None, typer.Option(min=0, help="Engine minutes to spend at most.")] = None,
+    budget_dollars: Annotated[float | None, typer.Option(min=0, help="Dollars to spend at most.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of valid to use; all where not given.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the chosen pipeline into the recipe.")] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found to this file too.")] = None,
+    folder: Folder = None,
+) -> None:
+    """Find the teacher pipeline that is best on valid, for its price; test is not touched.
+
+    What is tried stands in the recipe's section `optimise`, or is derived from its steps. Run again, it goes on.
+
+    Example: supertiny optimise examples/smart_home/recipe.yaml --budget-minutes 30 --write
+    """
+    from supertiny.core.files import write_json
+    from supertiny.pipeline import load_recipe
+    from supertiny.pipeline import optimise as search
+    from supertiny.prototype.search.table import print_choice, print_outcome
+
+    values = [*(overrides or []), *([f"folder={folder}"] if folder else [])]
+    loaded = load_recipe(_recipe_of(recipe), values)
+    outcome = search(loaded, budget_minutes, budget_dollars, rows)
+    print_outcome(outcome, _console())
+    print(f"\nall of it: {loaded.folder / 'optimise.json'}")
+    if json is not None:
+        write_json(json, outcome)
+    print_choice(outcome, _recipe_of(recipe), write, overridden=bool(overrides))
 
 
 @app.command()
@@ -239,17 +247,6 @@ def verify_models(names: ModelNames = None) -> None:
         raise UserErrors(wrong)
 
 
-def _write_tools(labelled: Path, path: Path) -> None:
-    from supertiny.core.files import write_json
-    from supertiny.core.task_import import tools_from
-
-    if path.exists():
-        raise UserError(f"{path} is there already", "move it away, or name another folder")
-    tools = tools_from(labelled)
-    write_json(path, [tool.to_openai() for tool in tools])
-    print(f"{path}: {len(tools)} functions; add descriptions to them, since the teacher reads these")
-
-
 def _megabytes(tick: Callable[[float], None]) -> Callable[[int, int, str], None]:
     """Turns the store's `bytes so far` into the steps that a progress line wants."""
     told = 0.0
@@ -298,14 +295,6 @@ def _show_results(run: Path, task: Path) -> None:
     print(f"serve:   {_typed()} serve {shlex.quote(str(run))}")
     asked = asked_text(load_task(task).valid[0].request.messages)
     print(f"ask:     {_typed()} ask {shlex.quote(str(run))} {shlex.quote(asked)}")
-
-
-def _typed() -> str:
-    """The command as it can be typed here: by its path where the shell would not find it by its name."""
-    called, found = Path(sys.argv[0]), shutil.which("supertiny")
-    if called.name != "supertiny" or (found and Path(found).resolve() == called.resolve()):
-        return "supertiny"
-    return shlex.quote(str(called))
 
 
 def _console() -> Console:

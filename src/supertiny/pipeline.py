@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from supertiny import __version__
 from supertiny.core.errors import UserError, UserErrors, nearest_word
 from supertiny.core.files import hash_of
 from supertiny.core.ledger import Ledger
-from supertiny.core.methods import validated
+from supertiny.core.methods import Own, build, own_methods, validated
 from supertiny.core.progress import Progress
 from supertiny.core.protocols import Answerer
-from supertiny.core.recipe import STAGES, Recipe, read_recipe
+from supertiny.core.recipe import SEARCH, STAGES, Recipe, read_recipe
 from supertiny.core.run import Run, open_folder
-from supertiny.core.task import Task, load_task
+from supertiny.core.task import STEPS, Task, load_task
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -32,35 +32,87 @@ def check(recipe: Recipe) -> dict[str, Any]:
     """Settings of each stage, by its name. Raises UserErrors with every mistake, before anything is spent."""
     errors: list[UserError] = []
     settings = {}
+    own = None
+    try:
+        own = own_methods("steps", recipe.task / STEPS)
+    except UserErrors as several:
+        errors += several.errors
+    except UserError as error:
+        errors.append(error)
     for stage in STAGES:
         schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
         try:
-            settings[stage] = validated(schema, recipe.sections[stage], stage)
+            settings[stage] = validated(schema, recipe.sections[stage], stage, own)
         except UserErrors as several:
             errors += several.errors
         except UserError as error:
             errors.append(error)
     try:
-        load_task(recipe.task)
+        task = load_task(recipe.task)
+        if "prototype" in settings:
+            errors += _demands(recipe, settings["prototype"], task, own)
     except UserErrors as several:
         errors += several.errors
     except UserError as error:
         errors.append(error)
     errors += _missing_models(settings)
+    if SEARCH in recipe.sections:
+        try:
+            search_of(recipe, settings)
+        except UserErrors as several:
+            errors += several.errors
+        except UserError as error:
+            errors.append(error)
     if errors:
         raise UserErrors(errors)
     return settings
 
 
+def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list[UserError]:
+    """What the teacher's steps ask for and do not find; neither key nor price is needed where the run is done."""
+    from supertiny.prototype.demands import mistakes
+
+    asks = not (recipe.folder / STAGES[-1]).is_dir()
+    return mistakes(settings, task, own, asks)
+
+
+def search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:
+    """What the recipe says of a search; what it does not say is derived. Raises UserErrors with every mistake."""
+    from supertiny.prototype.search.settings import Settings as Search
+    from supertiny.prototype.search.space import mistakes
+
+    search = validated(Search, recipe.sections.get(SEARCH, {}), SEARCH)
+    errors = []
+    if "prototype" in settings:  # what is derived from it can be told where it is right
+        errors += mistakes(search, settings["prototype"], own_methods("steps", recipe.task / STEPS))
+    engines = ((f"optimise.engines.{number}.model", engine) for number, engine in enumerate(search.engines))
+    errors += _absent({place: engine.get("model", "") for place, engine in engines if _is_embedded(engine)})
+    if errors:
+        raise UserErrors(errors)
+    return search
+
+
 def _missing_models(settings: Mapping[str, Any]) -> list[UserError]:
     """Models that are neither in the catalogue nor on disk, told before anything is spent."""
-    from supertiny.core.models import catalogue
-
     student = getattr(settings.get("transfer"), "student", None)
     named = {"transfer.student": student} if student else {}
     engine = getattr(settings.get("prototype"), "engine", None)
-    if isinstance(engine, Mapping) and engine.get("method") in ("openvino", "llama_cpp"):
+    if _is_embedded(engine):
         named["prototype.engine.model"] = engine.get("model", "")
+    for number, block in enumerate(getattr(settings.get("prototype"), "curators", ())):
+        scorer = getattr(build("curators", block), "engine", None)
+        if _is_embedded(scorer):
+            named[f"prototype.curators.{number}.engine.model"] = scorer.get("model", "")
+    return _absent(named)
+
+
+def _is_embedded(engine: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(engine, Mapping) and engine.get("method") in ("openvino", "llama_cpp")
+
+
+def _absent(named: Mapping[str, str]) -> list[UserError]:
+    from supertiny.core.models import catalogue
+
     known = catalogue()
     return [
         UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
@@ -79,7 +131,8 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
         from supertiny.prototype.estimate import estimate as say
 
         task = load_task(recipe.task)
-        say(settings["prototype"], task, progress, _asked_on_test(settings["report"], task))
+        asked = _asked_on_test(settings["report"], task)
+        say(settings["prototype"], task, progress, asked, recipe.folder / "ledger.sqlite")
         return recipe.folder
     free = open_folder(recipe)
     progress.note(f"results go to {recipe.folder}")
@@ -93,6 +146,34 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
     finally:
         free()
     return recipe.folder
+
+
+def optimise(
+    recipe: Recipe,
+    minutes: float | None = None,
+    dollars: float | None = None,
+    rows: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Searches the best teacher pipeline on valid within the recipe's run folder; gives what it found.
+
+    Budget and rows are those of the recipe's section `optimise` where they are not given.
+    """
+    from supertiny.prototype.optimise import optimise as search
+    from supertiny.prototype.optimise import with_options
+
+    settings = check(recipe)
+    wanted = with_options(search_of(recipe, settings), minutes, dollars, rows)
+    free = open_folder(recipe)
+    try:
+        ledger = Ledger(recipe.folder / "ledger.sqlite", settings["prototype"].budget)
+        try:
+            run = Run(recipe.folder, recipe, load_task(recipe.task), ledger, progress or Progress())
+            return search(settings["prototype"], wanted, run)
+        finally:
+            ledger.close()
+    finally:
+        free()
 
 
 def _asked_on_test(report: Any, task: Task) -> dict[str, int]:
@@ -110,9 +191,8 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
     key = hash_of({"task": run.task.hash, "seed": run.seed})
     for number, stage in enumerate(STAGES, 1):
         # A stage's key covers its settings, the results before it, the task and the version: what it read, in one hash.
-        # A budget is no part of it: it says how far a run may go, not what comes out.
-        chosen = {name: value for name, value in asdict(settings[stage]).items() if name != "budget"}
-        key = hash_of({"before": key, "settings": chosen, "supertiny": __version__})
+        read = {"before": key, "settings": _hashed(settings[stage]), "supertiny": __version__}
+        key = hash_of(read | _decided(stage, settings, run))
         if only not in (None, stage):
             if STAGES.index(stage) < STAGES.index(str(only)) and not run.is_done(stage, key):
                 problem = f"{run.folder / stage} is not there, or was made with other settings"
@@ -123,6 +203,30 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
             continue
         run.progress.note(f"[{number}/{len(STAGES)}] {stage}")
         run.do(stage, key, partial(_work, stage, settings, run))
+
+
+def _decided(stage: str, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """What people have written into the files that a stage put before them; nothing while they have not."""
+    if stage != "prototype":
+        return {}
+    from supertiny.prototype.stage import reads
+
+    decisions = reads(settings[stage], run.task, run.folder)
+    return {"decided": decisions} if decisions else {}
+
+
+def _hashed(settings: Any) -> dict[str, Any]:
+    """What of a stage's settings is part of its key.
+
+    A budget is not: it says how far a run may go, not what comes out. Nor is a setting that came later (`added` in its
+    metadata) and is not used: runs made before it stay valid.
+    """
+    unused = {f.name for f in fields(settings) if f.metadata.get("added") and getattr(settings, f.name) == _default(f)}
+    return {name: value for name, value in asdict(settings).items() if name not in {"budget", *unused}}
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,8 @@ from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.leaks import find_leaks, grams, jaccard, normalised
 from supertiny.core.records import Call, Request, Tool
 from supertiny.core.task import Task, load_task
-from supertiny.core.task_import import infer_tools, new_from_logs, tools_from
+from supertiny.core.task_import import new_from_logs
+from supertiny.core.tool_inference import infer_tools, tools_from
 
 LAMP = Tool(
     "set_lamp",

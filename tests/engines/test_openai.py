@@ -2,85 +2,28 @@
 
 import asyncio
 import json
-import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request, Response
+from starlette.responses import Response
 
 from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
 from supertiny.core.prices import price_of, read_prices
-from supertiny.core.records import Grammar, Price, Prompt, Sampling
+from supertiny.core.records import Grammar, Price, Prompt, Sampling, Tool
 from supertiny.engines._openai_waits import asked_wait, duration_seconds, quota_pause
 from supertiny.engines.openai import OpenAI
+from supertiny.formats._lawful import complete_lawfully
 
+SLOW = "slow_first_byte"  # 0.3 seconds
 HI = Prompt(({"role": "user", "content": "hi"},))
-
-
-class _Faulty:
-    """Answers with the user's words; `faults` are given out first, one a request."""
-
-    def __init__(self):
-        self.faults, self.bodies, self.headers = [], [], []
-        self.app = FastAPI()
-        self.app.get("/v1/models")(lambda: {"data": [{"id": "small-one"}]})
-        self.app.post("/tokenize")(self.tokenize)
-        self.app.post("/v1/{rest:path}")(self.answer)
-
-    async def tokenize(self, request: Request):
-        body = await request.json()
-        text = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
-        return {"tokens": [9, 9, *map(ord, text)]}
-
-    async def answer(self, rest: str, request: Request):
-        body = await request.json()
-        self.bodies.append((rest, body))
-        self.headers.append(request.headers)
-        if self.faults:
-            fault = self.faults.pop(0)
-            if fault == "slow":
-                await asyncio.sleep(0.3)
-            else:
-                return fault() if callable(fault) else fault
-        usage = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
-        if rest == "completions":
-            return {"choices": [{"text": body["prompt"].upper(), "finish_reason": "length"}], "usage": usage}
-        text = body["messages"][-1]["content"] + "!"
-        logprobs = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]} if body.get("logprobs") else None
-        choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": logprobs}
-        scores = [None, *({ord("a"): {"logprob": -0.1}, ord("b"): {"logprob": -2.5}} for _ in range(3))]
-        return {"choices": [choice], "usage": usage, "prompt_logprobs": scores if "prompt_logprobs" in body else None}
 
 
 def status(code, text="{}", media="application/json", **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda: Response(text, code, headers=named, media_type=media)
-
-
-@pytest.fixture(scope="module")
-def running():
-    faulty = _Faulty()
-    server = uvicorn.Server(uvicorn.Config(faulty.app, port=0, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    faulty.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    yield faulty
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    for box in (running.faults, running.bodies, running.headers):
-        box.clear()
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setenv("SUPERTINY_PRICES", "/nowhere/prices.yaml")
-    return running
 
 
 def opened(server, **settings):
@@ -93,14 +36,14 @@ def opened(server, **settings):
         now[0] += seconds
         await asyncio.sleep(0)
 
-    engine.sleep, engine.clock = sleep, lambda: now[0]
+    engine.caller.sleep, engine.caller.clock = sleep, lambda: now[0]
     return engine
 
 
 def test_many_prompts_come_back_in_order_and_are_told_as_they_finish(server):
     prompts = [Prompt(({"role": "user", "content": str(number)},)) for number in range(40)]
     told = {}
-    server.faults = ["slow"]
+    server.scripted = [SLOW]
     answers = opened(server, concurrency=8).complete(prompts, Sampling(), done=told.__setitem__)
     assert [answer.text for answer in answers] == [f"{number}!" for number in range(40)]
     assert [told[number] for number in range(40)] == answers
@@ -123,7 +66,7 @@ def test_many_prompts_come_back_in_order_and_are_told_as_they_finish(server):
     ],
 )
 def test_a_fault_is_tried_again(server, fault):
-    server.faults = [fault, fault]
+    server.scripted = [fault, fault]
     engine = opened(server)
     assert engine.complete([HI], Sampling())[0].text == "hi!"
     assert len(server.bodies) == 3
@@ -133,27 +76,27 @@ def test_a_fault_is_tried_again(server, fault):
 
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(server):
-    server.faults = ["slow"]
+    server.scripted = [SLOW]
     assert opened(server, timeout_seconds=0.1).complete([HI], Sampling())[0].text == "hi!"
     assert len(server.bodies) == 2
 
 
 def test_retry_after_is_the_least_wait(server):
-    server.faults = [status(429, Retry_After="7")]
+    server.scripted = [status(429, Retry_After="7")]
     engine = opened(server)
     engine.complete([HI], Sampling())
     assert 7 <= engine.slept[0] <= 7.5
 
 
 def test_a_wait_beyond_the_limit_is_told(server):
-    server.faults = [status(429, Retry_After="3600")]
+    server.scripted = [status(429, Retry_After="3600")]
     with pytest.raises(UserError, match="asks to wait 3600 seconds"):
         opened(server).complete([HI], Sampling())
 
 
 def test_a_used_up_quota_holds_the_next_request(server):
     empty = {"X_RateLimit_Remaining_Tokens": "0", "X_RateLimit_Reset_Tokens": "1m2s"}
-    server.faults = [status(200, '{"choices": [{"message": {"content": "a"}}]}', **empty)]
+    server.scripted = [status(200, '{"choices": [{"message": {"content": "a"}}]}', **empty)]
     engine = opened(server, concurrency=1)
     assert [answer.text for answer in engine.complete([HI, HI], Sampling())] == ["a", "hi!"]
     assert engine.slept == [62.0]
@@ -165,7 +108,7 @@ def test_after_the_last_try_the_reason_is_told_and_finished_ones_were_heard(serv
 
     def done(index, answer):
         told[index] = answer
-        server.faults = [status(503, '{"error": {"message": "tea time"}}')] * 2
+        server.scripted = [status(503, '{"error": {"message": "tea time"}}')] * 2
 
     with pytest.raises(UserError, match=r"503: tea time; given up after 2 tries"):
         engine.complete([HI, HI, HI], Sampling(), done=done)
@@ -188,7 +131,7 @@ def test_after_the_last_try_the_reason_is_told_and_finished_ones_were_heard(serv
     ],
 )
 def test_what_trying_again_cannot_mend_is_told_at_once(server, fault, said):
-    server.faults = [fault]
+    server.scripted = [fault]
     engine = opened(server)
     with pytest.raises(UserError, match=said) as caught:
         engine.complete([HI], Sampling())
@@ -197,15 +140,87 @@ def test_what_trying_again_cannot_mend_is_told_at_once(server, fault, said):
     assert engine.slept == []
 
 
+def test_what_answers_but_is_no_api_is_told_at_once(server):
+    server.scripted = [status(200, '{"detail": "welcome"}')]
+    with pytest.raises(UserError, match="not with a completion: .*welcome") as caught:
+        opened(server).complete([HI], Sampling())
+    assert "base_url" in caught.value.hint
+    engine = opened(server)
+    engine.complete([HI], Sampling())
+    server.scripted = [status(200, '{"detail": "a moment"}')]  # from a server that is known to be one
+    assert engine.complete([HI], Sampling())[0].text == "hi!"
+
+
+def test_a_key_that_cannot_be_one_is_told_and_not_shown(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sec\nret")
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds characters") as caught:
+        opened(server)
+    assert "sk-" not in str(caught.value)
+
+
 def test_an_unknown_model_gets_the_nearest_name(server):
-    server.faults = [status(404)]
+    server.scripted = [status(404)]
     with pytest.raises(UserError, match=r"no model 'smal-one'.*did you mean 'small-one'"):
         opened(server, model="smal-one").complete([HI], Sampling())
 
 
-def test_a_refused_connection_is_told(server):
+def test_where_nothing_listens_it_is_told_at_once(server):
+    engine = opened(server, base_url="http://127.0.0.1:1/v1")
+    with pytest.raises(UserError, match=r"no server answers at 127.0.0.1:1.*is it running"):
+        engine.complete([HI], Sampling())
+    assert engine.slept == []
+
+
+def test_a_server_that_goes_away_in_between_is_waited_for(server):
+    engine = opened(server, retries=2)
+    engine.complete([HI], Sampling())
+    engine.caller.base_url = "http://127.0.0.1:1/v1"
     with pytest.raises(UserError, match="given up after 3 tries"):
-        opened(server, base_url="http://127.0.0.1:1/v1", retries=2).complete([HI], Sampling())
+        engine.complete([HI], Sampling())
+    assert len(engine.slept) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("This model's maximum context length is 4096 tokens, you asked for " + "9" * 900, "show fewer examples"),
+        ("logprobs are not supported with this model", "set logprobs: false"),
+        ("small-one does not support tools", "calls as text"),
+        ("Invalid parameter: response_format of type json_schema", "strict_schema: false"),
+        ("Unsupported parameter: max_tokens; use max_completion_tokens", "max_tokens_name"),
+        ("temperature does not support 0 with this model", "send_temperature: false"),
+    ],
+)
+def test_what_a_model_cannot_do_is_told_with_what_to_do(server, words, hint):
+    server.scripted = [status(400, json.dumps({"error": {"message": words}}))]
+    with pytest.raises(UserError, match="HTTP status 400") as caught:
+        opened(server).complete([HI], Sampling())
+    assert hint in caught.value.hint
+    assert words[:40] in caught.value.problem
+    assert len(caught.value.problem) < 420
+
+
+def test_a_model_that_leaves_out_log_probabilities_is_told_and_its_answer_kept(server):
+    server.scripted = [status(200, '{"choices": [{"message": {"content": "a"}}]}')]
+    told = {}
+    with pytest.raises(UserError, match="gives no log-probabilities"):
+        opened(server, logprobs=True).complete([HI], Sampling(), done=told.__setitem__)
+    assert told[0].text == "a"
+
+
+def test_a_key_goes_along_that_stays_until_the_outcome_is_known(server):
+    cut = status(200, '{"choices": []}', Content_Length="400")
+    server.scripted = [cut, status(200, "{"), status(200, "{"), status(429)]
+    opened(server, concurrency=1).complete([HI], Sampling())
+    cut_off, broken, broken_again, refused, last = (headers["idempotency-key"] for headers in server.headers)
+    assert cut_off == broken == broken_again  # computed perhaps: a server that keeps answers gives it again
+    assert refused != broken_again  # what is kept under that key is broken
+    assert last == refused
+    server.headers.clear()
+    server.scripted = [status(429), status(500)]
+    opened(server, concurrency=1).complete([HI], Sampling())
+    # Nothing was computed, and some servers answer a key again with its refusal.
+    assert len({headers["idempotency-key"] for headers in server.headers}) == 3
 
 
 def test_a_begun_answer_is_not_repeated(server):
@@ -232,8 +247,19 @@ def test_grammars_are_said_in_the_servers_words(server):
     assert server.bodies[-1][1]["structured_outputs"] == {"regex": "a+"}
     opened(server, dialect="sglang").complete([HI], Sampling(), [regex])
     assert server.bodies[-1][1]["regex"] == "a+"
-    with pytest.raises(UserError, match="cannot be bound"):
-        opened(server).complete([HI], Sampling(), [regex])
+    engine = opened(server)
+    assert engine.complete([HI], Sampling(), [regex])[0].text == "hi!"
+    assert not {"regex", "grammar", "response_format"} & set(server.bodies[-1][1]), "OpenAI's own API knows none"
+    assert (engine.binds(schema), engine.binds(regex)) == (True, False)
+
+
+def test_a_server_that_cannot_be_bound_is_not_asked_twice(server, tmp_path):
+    form, wrapped = build("formats", "compact"), Ledger(tmp_path / "l.sqlite").wrap(opened(server), "test")
+    (answer,) = complete_lawfully(wrapped, [HI], Sampling(), form, [[Tool("Dim", "", {})]])
+    assert (answer.text, len(server.bodies)) == ("hi!", 1)
+    bound = Ledger(tmp_path / "m.sqlite").wrap(opened(server, dialect="vllm"), "test")
+    complete_lawfully(bound, [HI], Sampling(), form, [[Tool("Dim", "", {})]])
+    assert len(server.bodies) == 3
 
 
 def test_settings_reach_the_body(server):
@@ -288,7 +314,7 @@ def test_prices_by_date_by_place_and_by_table(tmp_path, monkeypatch):
     assert price_of("m", "http://10.0.0.4:8000/v1") == Price()
     with pytest.raises(UserError, match="nobody knows the price"):
         OpenAI("m", "https://models.example.com/v1").open()
-    assert OpenAI("m", url, dollars_per_million_in=3, dollars_per_million_out=4)._price() == Price(3, 4, 3)
+    assert OpenAI("m", url, dollars_per_million_in=3, dollars_per_million_out=4).price() == Price(3, 4, 3)
 
 
 def test_every_mistake_of_a_price_file_is_told(tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from supertiny.core.leaks import normalised
 from supertiny.core.methods import build, cards
 from supertiny.core.records import Answer, Call, Example, Request, Tool, Verdict
 from supertiny.core.task import Task
+from tests.fake_engine import FakeEngine
+from tests.small_bench import curated, small_bench
 from tests.small_task import AREAS, example, examples, small_task
 
 CURATORS = sorted(cards("curators"))
@@ -45,45 +51,81 @@ def scripts() -> tuple[list[Example], Task]:
 
 @pytest.mark.parametrize("name", CURATORS)
 @pytest.mark.parametrize("given", [pool, scripts], ids=["pool", "scripts"])
-def test_rows_are_those_given_or_carry_their_origins_id(name: str, given: Any) -> None:
+def test_rows_are_those_given_or_carry_their_origins_id(name: str, given: Any, tmp_path: Path) -> None:
     rows, task = given()
-    kept = build("curators", name).curate(rows, task, 3)
+    kept = curated(name, rows, task, 3, tmp_path)
     old = [row for row in kept if row in rows]
     assert old == [row for row in rows if row in kept], "those that stay, stay as they are and in order"
     new = [row for row in kept if row not in rows]
     ids = {row.request.id for row in rows}
     assert all(row.provenance["origin"] in ids and row.request.id.startswith(row.provenance["origin"]) for row in new)
+    assert all(row.provenance["source"] and row.provenance["made_by"] == name for row in new)
     assert len({row.request.id for row in kept}) == len(kept)
-    assert build("curators", name).curate([], task, 3) == []
 
 
 @pytest.mark.parametrize("name", CURATORS)
-def test_same_seed_same_result(name: str) -> None:
+def test_of_nothing_comes_nothing(name: str, tmp_path: Path) -> None:
+    assert curated(name, [], small_task(), 3, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CURATORS)
+def test_labelled_rows_stay(name: str, tmp_path: Path) -> None:
+    """Gold is dropped where it leaks, and nowhere else."""
     rows, task = pool()
-    curator = build("curators", name)
-    assert curator.curate(rows, task, 3) == curator.curate(rows, task, 3)
+    gold = {row.request.id for row in rows if row.provenance["source"] == "labelled"}
+    assert gold <= {row.request.id for row in curated(name, rows, task, 3, tmp_path)}
+
+
+@pytest.mark.parametrize("name", CURATORS)
+def test_same_seed_same_result(name: str, tmp_path: Path) -> None:
+    rows, task = pool()
+    assert curated(name, rows, task, 3, tmp_path / "a") == curated(name, rows, task, 3, tmp_path / "b")
     assert rows == pool()[0], "what was given is untouched"
 
 
 @pytest.mark.parametrize("name", CURATORS)
-def test_nothing_that_is_asked_later_is_made(name: str) -> None:
-    """Held back: all rows that substitution could make of the one it is given, but two."""
+def test_nothing_that_is_asked_later_is_made(name: str, tmp_path: Path) -> None:
+    """Held back: all rows that substitution could make of the one it is given, but two; a teacher writes them all."""
     given = example("Dim the kitchen, to 5", [Call("Dim", {"area": "Kitchen", "level": 5})], "a", source="pool")
     free = ("Attic", "Hall")
     asked = [example(f"dim the {area.lower()} to 5!", [], f"v{area}") for area in AREAS if area not in free]
-    task = small_task(valid=asked[:2], test=asked[2:])
+    task = small_task(valid=asked[:2], test=asked[2:], unlabelled=[])
     later = {normalised(row.request.text) for row in asked if "kitchen" not in row.request.text}
+    written = json.dumps({"requests": [f"Dim the {area}, to 5" for area in AREAS]})
+    teacher = FakeEngine(lambda *_: written)
+
+    def dims(requests: Sequence[Request]) -> list[Answer]:
+        return [Answer((Call("Dim", {"area": request.text.split()[2][:-1], "level": 5}),)) for request in requests]
+
     for seed in range(10):
-        kept = build("curators", name).curate(judged([given], task), task, seed)
+        bench = small_bench(task, tmp_path, teacher, answer=dims)
+        kept = curated(name, judged([given], task), task, seed, tmp_path, bench)
         assert not {normalised(row.request.text) for row in kept} & later
         assert len(kept) <= 1 + len(free)
 
 
 @pytest.mark.parametrize("name", CURATORS)
-def test_every_script_survives(name: str) -> None:
+def test_answers_of_valid_and_test_are_not_looked_at(name: str, tmp_path: Path) -> None:
+    """The rows that are asked later have a request and nothing else here."""
+    rows, task = pool()
+    valid, test = ([SimpleNamespace(request=row.request) for row in split] for split in (task.valid, task.test))
+    blind = small_task(valid=valid, test=test)  # type: ignore[arg-type]
+    assert curated(name, rows, blind, 3, tmp_path / "a") == curated(name, rows, task, 3, tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", CURATORS)
+def test_every_script_survives(name: str, tmp_path: Path) -> None:
     rows, task = scripts()
-    kept = {row.request.id: row for row in build("curators", name).curate(rows, task, 3)}
+    kept = {row.request.id: row for row in curated(name, rows, task, 3, tmp_path)}
     assert all(kept[row.request.id] == row for row in rows)
+
+
+@pytest.mark.parametrize("name", CURATORS)
+def test_what_a_curator_is_handed_is_what_it_needs(name: str) -> None:
+    needs = set(getattr(build("curators", name), "needs", ()))
+    assert needs <= {"live_teacher", "token_scores", "person"}
+    assert ("bench" in inspect.signature(build("curators", name).curate).parameters) == bool(needs)
 
 
 def test_verified_keeps_gold_and_drops_what_fails_or_is_doubted() -> None:

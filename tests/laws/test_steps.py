@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,104 +12,185 @@ import pytest
 
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build, cards
-from supertiny.core.nearest import NearestExamples
-from supertiny.core.records import Call, Cost, Grammar, Price, Prompt, Request, Sampling
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.core.protocols import Engine
+from supertiny.core.records import Answer, Call, Cost, Request
+from supertiny.prototype.bench import Shelf, StepCost, Trace
 from supertiny.prototype.teacher import Pipeline
 from tests.fake_engine import FakeEngine
-from tests.small_task import small_task
+from tests.fake_scorer import FakeScorer
+from tests.step_bench import (
+    BOTH,
+    COMPACT,
+    PLAY,
+    PRICE,
+    REQUESTS,
+    RIGHT,
+    TASK,
+    answered,
+    asked,
+    author,
+    bench,
+    engine_of,
+    traces,
+    tried,
+)
 
 STEPS = sorted(cards("steps"))
-TASK = small_task()
-PRICE = Price(dollars_per_million_in=100_000)  # ten tokens in are a dollar
-REQUESTS = ("turn on the kitchen", "turn off the bedroom", "tell me a joke", "nonsense", "включи 灯 💡", "dim the hall")
-RIGHT = {
-    "turn on the kitchen": "TurnOn area Kitchen",
-    "turn off the bedroom": "TurnOff area Bedroom",
-    "tell me a joke": "~",
-    "включи 灯 💡": "TurnOn area Office",
-    "dim the hall": "Dim area Hall; level 5",
+# What a step must be given, and settings under which it works otherwise: the laws hold for each.
+NEEDED: Mapping[str, Mapping[str, Any]] = {
+    "cascade": {"engine": {"method": "replay", "source": "cheap"}},
+    "judge": {"guidelines": "An answer is right when it does what is asked."},
 }
+OTHERWISE: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "cascade": [{"steps": ["retrieve", "fill", "check"]}],
+    "execute": [{"rounds": 2, "at_once": 1}],
+    "judge": [{"hand_back": False}, {"least_kappa": 1.0, "engine": {"method": "replay", "source": "judge"}}],
+    "plain": [{"format": "chat_json"}],
+    "retrieve": [{"by": "lsa", "dimensions": 4}, {"diversity": 0.5}, {"order": "random", "examples": 3}],
+    "route": [{"by": "logprob", "calibrate": False}, {"by": "logprob", "calibrate": False, "keep": 2}],
+    "vote": [{"stop": "decided", "samples": 4}, {"stop": "likely", "verifier": "leads"}, {"only_failed": True}],
+}
+BLOCKS = [{"method": name, **NEEDED.get(name, {}), **more} for name in STEPS for more in ({}, *OTHERWISE.get(name, ()))]
 
 
-def asked(prompt: Prompt) -> str:
-    """The request itself: the user's message before any complaint."""
-    said = [message["content"] for message in prompt.messages if message["role"] == "user"]
-    return next(text for text in reversed(said) if not text.startswith("That is wrong"))
+def timeless(found: Sequence[Trace]) -> list[Trace]:
+    """Without the seconds, which are measured where texts are scored."""
+    return [replace(trace, cost=replace(trace.cost, seconds=0.0)) for trace in found]
 
 
-def author(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
-    """Knows the right calls; writes function names where the grammar is one of names."""
-    right = RIGHT.get(asked(prompt), "[broken")
-    return right.split()[0] if grammar and grammar.kind == "regex" else right
+def named(block: Mapping[str, Any]) -> str:
+    return " ".join(str(value) for key, value in block.items() if key not in ("engine", "guidelines"))
 
 
-def bench(written: Callable[..., str] = author, **more: Any) -> Bench:
-    engine = FakeEngine(written, PRICE)
-    settings = {"engine": engine, "task": TASK, "form": build("formats", "compact"), "seed": 5, **more}
-    return Bench(nearest=NearestExamples(TASK.labelled), **settings)
+every_step = pytest.mark.parametrize("block", BLOCKS, ids=named)
 
 
-def engine_of(bench: Bench) -> FakeEngine:
-    assert isinstance(bench.engine, FakeEngine)
-    return bench.engine
-
-
-def traces(*texts: str) -> list[Trace]:
-    return [Trace(Request.from_text(text, f"id of {text}")) for text in texts or REQUESTS]
-
-
-def answered(text: str, *calls: Call, raw: str = "before") -> Trace:
-    return replace(traces(text)[0], calls=calls, raw=raw)
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_one_trace_each_in_order(name: str) -> None:
-    given = traces()
-    found = build("steps", name).run(given, bench())
+@every_step
+def test_one_trace_each_in_order(block: Mapping[str, Any]) -> None:
+    given = tried()
+    found = build("steps", block).run(given, bench())
     assert [trace.request for trace in found] == [trace.request for trace in given]
-    assert build("steps", name).run([], bench()) == []
+    assert given == tried(), "what it is given stays as it is"
+    assert build("steps", block).run([], bench()) == []
+    assert build("steps", block).calls_per_request >= 0
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_the_cost_of_every_call_is_added_to_its_trace(name: str) -> None:
+@every_step
+def test_the_cost_of_every_call_is_added_to_its_trace_or_told_as_paid_once(block: Mapping[str, Any]) -> None:
     paid = Cost(5.0, 7.0, 11, 13, 17)
-    given = [replace(trace, cost=paid) for trace in traces()]
+    given = [replace(trace, cost=paid) for trace in tried()]
+    opened: list[FakeEngine] = []
+
+    def open_engine(known: Mapping[str, Any]) -> Engine:
+        opened.append(FakeEngine(author, PRICE, known["source"]))
+        return opened[-1]
+
+    at = bench(shelf=Shelf(open_engine))
+    found = build("steps", block).run(given, at)
+    engine = engine_of(at)
+    assert isinstance(engine, FakeScorer)
+    calls = len(engine.asked) + sum(len(own.asked) for own in opened)
+    once = sum(at.shelf.fixed.values(), StepCost())
+    assert sum(trace.asked for trace in found) + once.calls == calls + engine.scored
+    dollars = sum(trace.cost.dollars - 5.0 for trace in found) + once.cost.dollars
+    assert dollars == pytest.approx(calls + engine.scored / 10)
+    for trace in found if not engine.scored else ():
+        count = trace.asked
+        assert trace.cost == paid + Cost(float(count), 0.5 * count, 10 * count, 2 * count, 0)
+
+
+@every_step
+def test_what_else_is_in_the_batch_does_not_matter(block: Mapping[str, Any]) -> None:
+    step, given = build("steps", block), tried()
+    together = timeless(step.run(given, bench()))
+    assert timeless(step.run(given, bench())) == together, "same seed, same traces"
+    assert list(reversed(timeless(step.run(given[::-1], bench())))) == together
+    assert timeless([trace for one in given for trace in step.run([one], bench())]) == together
+
+
+@every_step
+def test_a_second_run_is_read_from_the_ledger(block: Mapping[str, Any], tmp_path: Path) -> None:
+    engines: dict[str, FakeEngine] = {"": FakeScorer(author, PRICE, lambda prompt: RIGHT.get(asked(prompt), "~"))}
+    found = []
+    for _ in range(2):
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        shelf = Shelf(lambda known: engines.setdefault(known["source"], FakeEngine(author, PRICE, known["source"])))
+        at = bench(engine=ledger.wrap(engines[""], "x"), wrap=lambda own, to=ledger: to.wrap(own, "x"), shelf=shelf)
+        before = sum(len(engine.asked) for engine in engines.values()) + getattr(engines[""], "scored", 0)
+        found.append(build("steps", block).run(tried(), at))
+        after = sum(len(engine.asked) for engine in engines.values()) + getattr(engines[""], "scored", 0)
+        spent = sum(trace.asked for trace in found[-1]) + sum(cost.calls for cost in shelf.fixed.values())
+        assert (after > before) is (len(found) == 1 and spent > 0)
+        assert sum(bill.calls for bill in ledger.bills()) <= spent
+        ledger.close()
+    assert found[1] == found[0]
+
+
+@every_step
+def test_several_calls_no_call_and_tools_of_a_request_stay(block: Mapping[str, Any]) -> None:
+    own = Request("own", ({"role": "user", "content": "play jazz"},), (PLAY,))
+    given = [*traces("tell me a joke", BOTH, "dim the hall"), Trace(own)]
     at = bench()
-    found = build("steps", name).run(given, at)
-    total = sum(trace.cost.dollars - 5.0 for trace in found)
-    assert total == pytest.approx(len(engine_of(at).asked))
-    assert all(trace.cost.tokens_in >= 11 and trace.cost.seconds >= 7.0 for trace in found)
-    for text in REQUESTS:
-        calls = sum(asked(prompt) == text for prompt, *_ in engine_of(at).asked)
-        (trace,) = [trace for trace in found if trace.request.text == text]
-        assert trace.cost == paid + Cost(float(calls), 0.5 * calls, 10 * calls, 2 * calls, 0)
+    found = build("steps", block).run(build("steps", "fill").run(given, at), at)
+    if any(trace.calls is None for trace in found):  # a step that prepares an answer
+        found = build("steps", "fill").run(found, at)
+    assert [at.form.write(Answer(trace.calls or ())) for trace in found] == [RIGHT[t.request.text] for t in given]
+    assert all(trace.calls is not None for trace in found)
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_what_else_is_in_the_batch_does_not_matter(name: str) -> None:
-    step, given = build("steps", name), traces()
-    together = step.run(given, bench())
-    assert list(reversed(step.run(given[::-1], bench()))) == together
-    assert [trace for one in given for trace in step.run([one], bench())] == together
+class Closed(tuple[Any, ...]):
+    """A split that nobody may look into."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a step looked at answers that it must not know")
+
+    __getitem__ = __len__ = __contains__ = __iter__  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_progress_is_told_of_every_call(name: str) -> None:
+class ClosedGold(dict[str, Any]):
+    def __getitem__(self, key: str) -> Any:
+        raise AssertionError("a step looked at gold of the pool")
+
+    get = __contains__ = __iter__ = items = values = __getitem__  # type: ignore[assignment]
+
+
+@every_step
+def test_gold_that_is_not_labelled_is_never_read(block: Mapping[str, Any]) -> None:
+    task = replace(TASK, valid=Closed(), test=Closed(), pool_gold=ClosedGold())
+    build("steps", block).run(tried(), bench(task=task))
+    # A labelled row that is asked is not shown to itself.
+    row = TASK.labelled[0]
+    (found,) = build("steps", block).run([Trace(row.request)], bench())
+    assert row not in found.examples
+
+
+@every_step
+def test_progress_is_told_of_every_call(block: Mapping[str, Any]) -> None:
     told: list[float] = []
     at = bench(advance=told.append)
-    build("steps", name).run(traces(), at)
-    # A second try under the grammar is no step further.
-    first_tries = [grammar for *_, grammar in engine_of(at).asked if grammar is None or grammar.kind == "regex"]
-    assert sum(told) == len(first_tries)
+    found = build("steps", block).run(traces(), at)
+    calls = sum(trace.asked for trace in found) + sum(cost.calls for cost in at.shelf.fixed.values())
+    # A second try under the grammar is no step further, nor is each function that is scored.
+    assert bool(told) is bool(calls)
+    assert sum(told) <= calls
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name != "retrieve"])
 def test_a_text_that_cannot_be_read_leaves_no_calls(name: str) -> None:
-    found = build("steps", name).run(traces(), bench(lambda *_: "[never readable"))
+    block = {"method": name, **NEEDED.get(name, {})}
+    found = build("steps", block).run(traces(), bench(lambda *_: "[never readable"))
     assert all(trace.calls is None for trace in found)
-    (tried,) = build("steps", "fill").run(traces("nonsense"), bench())
-    assert (tried.calls, tried.raw, tried.text) == (None, "[broken", "")
+    (tried_,) = build("steps", "fill").run(traces("nonsense"), bench())
+    assert (tried_.calls, tried_.raw, tried_.text) == (None, "[broken", "")
+
+
+@every_step
+def test_an_estimate_spends_nothing(block: Mapping[str, Any]) -> None:
+    step = build("steps", block)
+    if step.calls_per_request == 0:
+        at = bench(spends=False, task=replace(TASK, execute=lambda *_: 1 / 0))
+        step.run(tried(), at)
+        assert not engine_of(at).asked
 
 
 def test_the_prompt_says_all_that_the_model_must_know() -> None:
@@ -241,3 +322,38 @@ def test_the_whole_pipeline_through_the_ledger(tmp_path: Path) -> None:
         assert answers[0].confidence == 1.0
         assert sum(a.cost.tokens_in for a in answers) >= 10 * 2 * len(REQUESTS)
         ledger.close()
+
+
+def test_all_steps_one_after_the_other_through_the_ledger(tmp_path: Path) -> None:
+    engine = FakeScorer(author, PRICE, lambda prompt: RIGHT.get(asked(prompt), "~"))
+    blocks = [
+        {"method": "retrieve", "by": "lsa", "diversity": 0.3},
+        {"method": "route", "by": "logprob", "keep": 2},
+        {"method": "cascade", **NEEDED["cascade"]},
+        "execute",
+        "check",
+        {"method": "vote", "stop": "decided", "only_failed": True},
+        {"method": "judge", **NEEDED["judge"]},
+    ]
+    requests = [*(trace.request for trace in traces()), Request.from_text(BOTH, "both")]
+    found, calls = [], []
+    for _ in range(2):
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        cheap = FakeEngine(author, PRICE, "cheap")
+        at = bench(
+            engine=ledger.wrap(engine, "all"),
+            shelf=Shelf(lambda block, own=cheap: own),
+            wrap=lambda own, to=ledger: to.wrap(own, "all"),
+        )
+        before = len(engine.asked) + engine.scored
+        made = Pipeline([build("steps", block) for block in blocks], at, chunk=3)
+        found.append(made.answer(requests))
+        calls.append(len(engine.asked) + engine.scored - before + len(cheap.asked))
+        dollars = sum(cost.cost.dollars for cost in made.costs_by_step.values())
+        once = sum(at.shelf.fixed.values(), StepCost()).cost.dollars
+        assert sum(answer.cost.dollars for answer in found[-1]) + once == pytest.approx(dollars)
+        ledger.close()
+    assert found[0] == found[1]
+    assert calls[0] > 0
+    assert calls[1] == 0
+    assert [COMPACT.write(answer) for answer in found[0]] == [RIGHT.get(r.text, "~") for r in requests]

@@ -19,7 +19,7 @@ from supertiny.core.run import Run
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task, load_task
 from supertiny.pipeline import _asked_on_test
-from supertiny.prototype import stage, teacher
+from supertiny.prototype import curating, stage, teacher
 from supertiny.prototype.estimate import estimates
 from supertiny.prototype.settings import Settings
 from supertiny.report.settings import Settings as ReportSettings
@@ -132,9 +132,9 @@ def test_curators_that_leave_nothing_are_told(task: Task, engine: FakeEngine, mo
         def curate(self, *_: Any) -> list[Example]:
             return []
 
-    known = stage.build
+    known = curating.build
     monkeypatch.setattr(
-        stage, "build", lambda family, *rest: Nothing() if family == "curators" else known(family, *rest)
+        curating, "build", lambda family, *rest: Nothing() if family == "curators" else known(family, *rest)
     )
     with pytest.raises(UserError, match="no example is left") as told:
         run_stage(task)

@@ -7,13 +7,15 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import hash_of
+from supertiny.core.payments import SCHEMA, HostedEngine, PaidCall, Payments, Spent, worst_tokens_in
 from supertiny.core.protocols import Done, Engine
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling, TokenScores
 
@@ -32,6 +34,8 @@ CREATE TABLE IF NOT EXISTS calls (
     at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 )
 """
+Change = tuple[str, Sequence[Any]]
+"""A query that changes the file, and its values."""
 _CHUNK = 256  # prompts handed to an engine at once, so that the budget is looked at between
 
 
@@ -53,6 +57,7 @@ class Bill:
 
     purpose: str
     calls: int
+    """In `Ledger.lost`: tries that may have been billed."""
     dollars: float
     seconds: float
     tokens_in: int
@@ -72,7 +77,9 @@ class Ledger:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.execute(_SCHEMA)
+            for table in (_SCHEMA, *SCHEMA):
+                self._connection.execute(table)
+            self._recorded, self._pending = self._sums()
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: not a ledger: {error}", "move it away to start afresh") from None
 
@@ -81,10 +88,19 @@ class Ledger:
         return LedgerEngine(self, engine, purpose)
 
     def find(self, key: str) -> Completion | None:
-        rows = self._ask("SELECT completion FROM calls WHERE key = ?", (key,))
+        rows = self.ask("SELECT completion FROM calls WHERE key = ?", (key,))
         return Completion(**json.loads(rows[0][0])) if rows else None
 
-    def store(self, key: str, purpose: str, engine: Engine, prompt: Prompt, completion: Completion) -> None:
+    def store(
+        self,
+        key: str,
+        purpose: str,
+        engine: Engine,
+        prompt: Prompt,
+        completion: Completion,
+        more: Sequence[Change] = (),
+    ) -> None:
+        """Records a call that is not there yet, and `more` in the same breath."""
         dollars = engine.price.dollars(
             completion.tokens_in, completion.tokens_out, completion.tokens_cached, completion.seconds
         )
@@ -101,15 +117,50 @@ class Ledger:
             completion.tokens_cached,
         )
         columns = "key, purpose, engine, prompt, completion, dollars, seconds, tokens_in, tokens_out, tokens_cached"
-        self._ask(f"INSERT OR IGNORE INTO calls ({columns}) VALUES ({','.join('?' * len(row))})", row)
+        insert = f"INSERT OR IGNORE INTO calls ({columns}) VALUES ({','.join('?' * len(row))})"
+        with self._lock:
+            if self.change((insert, row), *more):
+                self._recorded.add(dollars, completion.tokens_in + completion.tokens_out, completion.seconds)
 
-    def bills(self) -> list[Bill]:
-        """Totals by purpose, in the order of their first call."""
+    def bills(self, purpose: str = "") -> list[Bill]:
+        """Totals by purpose, in the order of their first call; of all purposes that begin with `purpose`."""
         query = (
             "SELECT purpose, COUNT(*), SUM(dollars), SUM(seconds), SUM(tokens_in), SUM(tokens_out), SUM(tokens_cached)"
-            " FROM calls GROUP BY purpose ORDER BY MIN(rowid)"
+            " FROM calls WHERE substr(purpose, 1, length(?)) = ? GROUP BY purpose ORDER BY MIN(rowid)"
         )
-        return [Bill(*row) for row in self._ask(query)]
+        return [Bill(*row) for row in self.ask(query, (purpose, purpose))]
+
+    def lost(self) -> list[Bill]:
+        """By purpose, what may have been billed without an answer that is kept, at its worst; tokens in and out as in.
+
+        These are tries that were cut off or timed out, calls that were under way when a run was killed, and answers
+        that a provider withheld.
+        """
+        query = (
+            "SELECT purpose, SUM(tries), SUM(dollars), SUM(seconds), SUM(tokens), 0, 0 FROM ("
+            "SELECT purpose, tries, dollars, seconds, tokens FROM lost UNION ALL "
+            "SELECT purpose, tries, dollars * tries, 0.0, tokens * tries FROM pending"
+            ") GROUP BY purpose ORDER BY purpose"
+        )
+        return [Bill(*row) for row in self.ask(query)]
+
+    def spent(self) -> Spent:
+        """What is recorded, and at its worst what is under way or lost; of engine time what is recorded."""
+        with self._lock:
+            known, open_ = self._recorded, self._pending
+            return Spent(known.dollars + open_.dollars, known.tokens + open_.tokens, known.seconds)
+
+    def add_pending(self, dollars: float, tokens: int) -> None:
+        """Counts what a call under way may cost; negative where it has ended."""
+        with self._lock:
+            self._pending.add(dollars, tokens)
+
+    def lose(self, purpose: str, engine: str, tries: int, dollars: float, tokens: int, seconds: float = 0.0) -> Change:
+        """Counts `tries` that may have been billed at `dollars` and `tokens` each; gives the change that records it."""
+        row = (purpose, engine, tries, dollars * tries, tokens * tries, seconds)
+        with self._lock:
+            self._recorded.add(dollars * tries, tokens * tries, seconds)
+        return "INSERT INTO lost (purpose, engine, tries, dollars, tokens, seconds) VALUES (?, ?, ?, ?, ?, ?)", row
 
     def check_budget(self, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> int:
         """How many of the prompts may be sent now, at their worst. Raises BudgetReached where none may.
@@ -117,20 +168,16 @@ class Ledger:
         The first prompt of a batch is taken to last twice as long as the longest share so far (it waits for what the
         batch shares), the others twice as long as the mean. The first of all goes alone, to learn that.
         """
-        bills = self.bills()
-        dollars = sum(bill.dollars for bill in bills)
-        tokens = sum(bill.tokens_in + bill.tokens_out for bill in bills)
-        seconds = sum(bill.seconds for bill in bills)
-        mean = seconds / max(1, sum(bill.calls for bill in bills))
-        longest = self._ask("SELECT MAX(seconds) FROM calls")[0][0]
+        so_far = self.spent()
+        dollars, tokens, seconds = so_far.dollars, so_far.tokens, so_far.seconds
+        count, mean, longest = self.ask("SELECT COUNT(*), AVG(seconds), MAX(seconds) FROM calls")[0]
         timed = self.budget.minutes is not None or (self.budget.dollars is not None and engine.price.dollars_per_hour)
-        if timed and longest is None:
+        if timed and not count:
             prompts = prompts[:1]
         allowed = 0
         for prompt in prompts:
-            # A byte-level tokenizer never writes more tokens than there are bytes, plus the template's own.
-            worst_seconds = 2 * (mean if allowed else longest or 0.0)
-            worst_in = len(json.dumps(asdict(prompt), ensure_ascii=False).encode()) + 32
+            worst_seconds = 2 * ((mean if allowed else longest) or 0.0)
+            worst_in = worst_tokens_in(prompt)
             dollars += engine.price.dollars(worst_in, sampling.max_tokens, 0, worst_seconds)
             tokens += worst_in + sampling.max_tokens
             seconds += worst_seconds
@@ -150,14 +197,38 @@ class Ledger:
         with self._lock:
             self._connection.close()
 
-    def _ask(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query. Raises UserError where the file is damaged."""
+        with self._lock, self._told():
+            return self._connection.execute(query, values).fetchall()
+
+    def change(self, *changes: Change) -> bool:
+        """Makes all changes or none; gives whether the first changed anything. Raises UserError, as on a full disk."""
+        with self._lock, self._told(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            counts = [self._connection.execute(query, values).rowcount for query, values in changes]
+        return bool(counts and counts[0] > 0)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            with self._lock:
-                return self._connection.execute(query, values).fetchall()
+            yield
         except sqlite3.DatabaseError as error:
             full = isinstance(error, sqlite3.OperationalError)
             hint = "free some disk space or check rights" if full else "it is damaged: move it away to start afresh"
             raise UserError(f"cannot {'write' if full else 'read'} {self.path}: {error}", hint) from error
+
+    def _sums(self) -> tuple[Spent, Spent]:
+        """What is recorded, and what may be under way or was when a run was killed."""
+
+        def summed(query: str) -> Spent:
+            dollars, tokens, seconds = self._connection.execute(query).fetchone()
+            return Spent(dollars or 0.0, tokens or 0, seconds or 0.0)
+
+        recorded = summed("SELECT SUM(dollars), SUM(tokens_in + tokens_out), SUM(seconds) FROM calls")
+        lost = summed("SELECT SUM(dollars), SUM(tokens), SUM(seconds) FROM lost")
+        recorded.add(lost.dollars, lost.tokens, lost.seconds)
+        return recorded, summed("SELECT SUM(dollars * tries), SUM(tokens * tries), 0.0 FROM pending")
 
 
 def _is_over(limit: float | None, spent: float) -> bool:
@@ -203,12 +274,38 @@ class LedgerEngine:
                 todo.append((key, first))
             else:
                 tell(key, known)
+        if hasattr(self.engine, "complete_paid"):
+            self._pay(todo, prompts, sampling, grammars, tell)
+            return [found[key] for key in keys]
         while todo:
             head = [prompts[index] for _, index in todo[:_CHUNK]]
             chunk = todo[: self.ledger.check_budget(self.engine, head, sampling)]
             self._compute(chunk, prompts, sampling, grammars, tell)
             todo = todo[len(chunk) :]
         return [found[key] for key in keys]
+
+    def _pay(
+        self,
+        todo: Sequence[tuple[str, int]],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        grammars: Sequence[Grammar | None],
+        tell: Callable[[str, Completion], None],
+    ) -> None:
+        """All at once: a hosted engine asks before each try whether the budget has room for it."""
+        if not todo:
+            return
+        calls = [PaidCall(key, prompts[index], grammars[index]) for key, index in todo]
+        payments = Payments(self.ledger, self.engine, self.purpose, calls, sampling)
+
+        def store(index: int, completion: Completion) -> None:
+            tell(calls[index].key, payments.store(index, _written(completion)))
+
+        hosted = cast(HostedEngine, self.engine)
+        try:
+            hosted.complete_paid([c.prompt for c in calls], sampling, [c.grammar for c in calls], store, payments)
+        finally:
+            payments.close()
 
     def _compute(
         self,
@@ -225,9 +322,7 @@ class LedgerEngine:
             nonlocal last
             now = time.perf_counter()
             key, place = chunk[index]
-            # A lone surrogate, half of a character that a model broke off, has no place in any file.
-            text = completion.text.encode(errors="replace").decode()
-            shared = replace(completion, text=text, seconds=now - last)
+            shared = replace(_written(completion), seconds=now - last)
             last = now
             if completion.finish != "error":
                 self.ledger.store(key, self.purpose, self.engine, prompts[place], shared)
@@ -239,14 +334,23 @@ class LedgerEngine:
         return self.engine.score(prompts, continuations, top)
 
     def anew(self, purpose: str) -> LedgerEngine:
-        """The same engine and bill, computing every call: for measuring how long calls take."""
-        return LedgerEngine(self.ledger, self.engine, purpose, reads=False)
+        """The same engine and bill, computing every call at once: for measuring how long calls take."""
+        return LedgerEngine(self.ledger, getattr(self.engine, "at_once", self.engine), purpose, reads=False)
+
+    def under(self, purpose: str) -> LedgerEngine:
+        """The same engine; what it spends is billed under another purpose."""
+        return LedgerEngine(self.ledger, self.engine, purpose, self.reads)
 
     def close(self) -> None:
         self.engine.close()
 
     def _key(self, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
         return call_key(self.engine.name, prompt, sampling, grammar)
+
+
+def _written(completion: Completion) -> Completion:
+    """A lone surrogate, half of a character that a model broke off, has no place in any file."""
+    return replace(completion, text=completion.text.encode(errors="replace").decode())
 
 
 def call_key(engine: str, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -17,6 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from supertiny.core.errors import UserError, UserErrors, nearest_word
+from supertiny.core.files import hash_of
 
 PACKAGE = Path(__file__).parents[1]
 # A family is a folder of method files; its place in the tree is the room that uses it.
@@ -26,6 +29,7 @@ FAMILIES: Mapping[str, str] = {
     "learners": "training/learners",
     "divergences": "training/divergences",
     "steps": "prototype/steps",
+    "selectors": "prototype/selectors",
     "curators": "prototype/curators",
     "reshapers": "compress/reshapers",
     "exporters": "compress/exporters",
@@ -49,7 +53,9 @@ class Card:
         return self.doc.strip().splitlines()[0] if self.doc else ""
 
     def load(self) -> type[Any]:
-        """Imports the file and gives its class."""
+        """Imports the file and gives its class. Raises UserError where a task's own file is no method."""
+        if not self.path.is_relative_to(PACKAGE):
+            return _load_own(self)
         module = ".".join(self.path.relative_to(PACKAGE.parent).with_suffix("").parts)
         loaded: type[Any] = getattr(importlib.import_module(module), self.class_name)
         return loaded
@@ -72,18 +78,78 @@ def cards(family: str) -> dict[str, Card]:
     return found
 
 
-def find(family: str, name: str) -> Card:
+Own = Mapping[str, Mapping[str, Card]]  # methods that a task brings along, by family and name
+
+
+def own_methods(family: str, folder: Path) -> dict[str, dict[str, Card]]:
+    """The methods of a family that stand as files in a task's folder; they are read here, and run when they are used.
+
+    Raises UserErrors where a file is no method, or has the name of a method that is there already.
+    """
+    found: dict[str, Card] = {}
+    errors: list[UserError] = []
+    for path in sorted(folder.glob("*.py")) if folder.is_dir() else ():
+        if path.stem.startswith("_"):
+            continue
+        try:
+            found[path.stem] = _own_card(family, path)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    return {family: found} if found else {}
+
+
+def _own_card(family: str, path: Path) -> Card:
+    if path.stem in cards(family):
+        raise UserError(f"{path}: {family} has a method {path.stem!r} already", "give the file another name")
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Python: {error}") from None
+    public = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    if len(public) != 1:
+        raise UserError(f"{path} must have one public class; found {', '.join(public) or 'none'}", _OWN_HINT)
+    return Card(family, path.stem, path.resolve(), ast.get_docstring(tree) or "", public[0])
+
+
+_OWN_HINT = "a step is one frozen dataclass with calls_per_request and run(traces, bench)"
+
+
+def _load_own(card: Card) -> type[Any]:
+    """Runs code of the task's author: open only tasks whose files you would run by hand."""
+    name = f"task_{hash_of(str(card.path))}.{card.name}"
+    spec = importlib.util.spec_from_file_location(name, card.path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{card.path} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the types that their annotations name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the author's code does wrong is told with its place
+        del sys.modules[name]
+        raise UserError(f"{card.path} cannot be imported: {type(error).__name__}: {error}") from error
+    loaded: type[Any] = getattr(module, card.class_name)
+    frozen = is_dataclass(loaded) and loaded.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    verbs = [verb for verb in ("calls_per_request", "run") if not hasattr(loaded, verb)]
+    if not frozen or verbs:
+        lacking = "is not a frozen dataclass" if not frozen else f"has no {' and no '.join(verbs)}"
+        raise UserError(f"{card.path}: {card.class_name} {lacking}", _OWN_HINT)
+    return loaded
+
+
+def find(family: str, name: str, own: Own | None = None) -> Card:
     """The card of a method. Raises UserError with the nearest name."""
-    known = cards(family)
+    known = {**cards(family), **(own or {}).get(family, {})}
     if name not in known:
         raise UserError(f"{family} has no method {name!r}", nearest_word(name, known))
     return known[name]
 
 
-def build(family: str, block: Any, place: str = "") -> Any:
+def build(family: str, block: Any, place: str = "", own: Own | None = None) -> Any:
     """A method object from a recipe's block: a name, or a mapping with `method` and its settings.
 
-    Raises UserErrors with every mistake of the block and its place.
+    `own` are methods that the task brings along. Raises UserErrors with every mistake of the block and its place.
     """
     place = place or family
     if isinstance(block, str):
@@ -91,14 +157,14 @@ def build(family: str, block: Any, place: str = "") -> Any:
     if not isinstance(block, Mapping) or not isinstance(block.get("method"), str):
         raise UserError(f"{place}: needs a method's name, or {{method: NAME, ...}}; found {block!r}")
     try:
-        card = find(family, block["method"])
+        card = find(family, block["method"], own)
     except UserError as error:
         raise UserError(f"{place}: {error.problem}", error.hint) from None
     settings = {key: value for key, value in block.items() if key != "method"}
-    return validated(card.load(), settings, f"{place}.{card.name}")
+    return validated(card.load(), settings, f"{place}.{card.name}", own)
 
 
-def validated(schema: type[Any], settings: Mapping[str, Any], place: str) -> Any:
+def validated(schema: type[Any], settings: Mapping[str, Any], place: str, own: Own | None = None) -> Any:
     """An object of a frozen dataclass from plain values; unknown keys and wrong types are all named at once."""
     if not is_dataclass(schema):
         raise TypeError(f"{schema} must be a frozen dataclass")
@@ -115,13 +181,13 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str) -> Any
             where = ".".join(str(part) for part in mistake["loc"])
             errors.append(UserError(f"{place}.{where}: {mistake['msg']}; found {mistake['input']!r}"))
     else:
-        errors += _method_mistakes(built, place)
+        errors += _method_mistakes(built, place, own)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return built
 
 
-def _method_mistakes(built: Any, place: str) -> list[UserError]:
+def _method_mistakes(built: Any, place: str, own: Own | None = None) -> list[UserError]:
     """Mistakes in settings that name methods: fields whose metadata says `family` ("a|b" where two fit).
 
     Where the metadata says `lacks`, methods that need one of these words are mistakes too.
@@ -136,7 +202,7 @@ def _method_mistakes(built: Any, place: str) -> list[UserError]:
         for number, block in enumerate(blocks):
             spot = f"{place}.{field.name}" + (f".{number}" if blocks is value else "")
             try:
-                method = build(_family_of(block, families), block, spot)
+                method = build(_family_of(block, families), block, spot, own)
                 for need in set(getattr(method, "needs", ())) & set(field.metadata.get("lacks", ())):
                     errors.append(UserError(f"{spot}: needs {need}, which is not there", "choose another method"))
             except UserErrors as several:

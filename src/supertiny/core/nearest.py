@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped, unused-ignore]
@@ -36,6 +37,15 @@ class NearestExamples:
             order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
             found += [[(int(i), float(row[i])) for i in best] for row, best in zip(similarities, order, strict=True)]
         return found
+
+    def vectors(self, texts: Sequence[str] | None = None) -> Any:
+        """(texts, features) sparse rows of length 1; those of the examples, in order, where no texts are given.
+
+        None where there are no examples.
+        """
+        if texts is None or self._matrix is None:
+            return self._matrix
+        return self._vectorizer.transform(texts)
 
 
 def _features(text: str) -> Iterator[str]:

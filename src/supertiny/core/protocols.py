@@ -62,7 +62,10 @@ class Engine(Protocol):
 
 
 class EngineMethod(Protocol):
-    """A file of `engines/`: frozen settings that open an engine."""
+    """A file of `engines/`: frozen settings that open an engine.
+
+    Its attribute `serves` says what methods may ask of it by their `needs`: token_scores, best_tokens, logprobs.
+    """
 
     def open(self, model: Path | None = None) -> Engine:
         """Loads the model; `model` is a GGUF file or a Hugging Face folder that overrides the settings' own."""
@@ -93,16 +96,33 @@ class Format(Protocol):
 
 
 class Step(Protocol):
-    """One step of the teacher pipeline, batch in, batch out; Trace and Bench stand in prototype/bench.py."""
+    """One step of the teacher pipeline, batch in, batch out; Trace and Bench stand in prototype/bench.py.
+
+    The attribute `needs` names what a step cannot do without: token_scores, logprobs, execute.
+    """
 
     calls_per_request: float
     """Model calls that a request is expected to take."""
 
-    def run(self, traces: Sequence[Any], bench: Any) -> list[Any]: ...
+    def run(self, traces: Sequence[Any], bench: Any) -> list[Any]:
+        """One trace per trace, in order, each with the cost of what was asked for it."""
+        ...
+
+
+class Selector(Protocol):
+    """Ranks prompts without labels, by the (prompts, rows, labels) probabilities that a model gave under each."""
+
+    def rank(self, prompts: Sequence[Any], probabilities: Any) -> list[int]:
+        """Places of the prompts, best first. Raises ValueError where the array does not belong to the prompts."""
+        ...
 
 
 class Curator(Protocol):
-    """Examples in, fewer or better examples out; what it makes carries its origin's id."""
+    """Examples in, fewer or better examples out; what it makes or changes carries its origin's id.
+
+    Where the class attribute `needs` has "live_teacher", "token_scores" or "person", `curate` takes one more keyword,
+    `bench`, a prototype.curators._bench.CuratorBench. One with the class attribute `mends` gets unreadable answers too.
+    """
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]: ...
 

@@ -12,6 +12,7 @@ import yaml
 from supertiny.core.errors import UserError, UserErrors, nearest_word
 
 STAGES = ("prototype", "transfer", "compress", "serve", "report")
+SEARCH = "optimise"  # a section that no stage reads: what `supertiny optimise` tries
 _PLAIN_KEYS = {"name": str, "task": str, "seed": int, "folder": str}
 
 
@@ -50,7 +51,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             _override(values, override)
         except UserError as error:
             errors.append(error)
-    known = [*_PLAIN_KEYS, *STAGES]
+    known = [*_PLAIN_KEYS, *STAGES, SEARCH]
     errors += [
         UserError(f"{path}: there is no section {key!r}", nearest_word(str(key), known))
         for key in values
@@ -59,7 +60,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for key, kind in _PLAIN_KEYS.items():
         if key in values and not isinstance(values[key], kind):
             errors.append(UserError(f"{path}: {key} must be {kind.__name__}; found {values[key]!r}"))
-    for stage in STAGES:
+    for stage in (*STAGES, SEARCH):
         if not isinstance(values.get(stage) or {}, Mapping):
             errors.append(UserError(f"{path}: {stage} must be a mapping of settings; found {values[stage]!r}"))
     if "task" not in values:
@@ -79,7 +80,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         task=task,
         folder=Path(values.get("folder") or f"runs/{name}"),
         seed=values.get("seed", 0),
-        sections={stage: values.get(stage) or {} for stage in STAGES},
+        sections={stage: values.get(stage) or {} for stage in (*STAGES, *([SEARCH] if values.get(SEARCH) else []))},
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from supertiny.core.references import without_references
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -33,9 +35,11 @@ class Tool:
 
     @classmethod
     def from_openai(cls, tool: Mapping[str, Any]) -> Tool:
+        """References in the parameters are written out. Raises UserError, a ValueError too, where they cannot be."""
         function = tool.get("function", tool)
         schema = function.get("parameters") or {"type": "object", "properties": {}}
-        return cls(str(function["name"]), str(function.get("description", "")), schema)
+        whole = without_references(schema, f"parameters of {function['name']!r}")
+        return cls(str(function["name"]), str(function.get("description", "")), whole)
 
     def to_openai(self) -> dict[str, Any]:
         body = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
@@ -253,3 +257,12 @@ class Price:
             + tokens_out * self.dollars_per_million_out
         )
         return by_token / 1e6 + seconds / 3600 * self.dollars_per_hour
+
+    def times(self, share: float) -> Price:
+        """A share of the price of tokens; machine-hours cost what they cost."""
+        return Price(
+            self.dollars_per_million_in * share,
+            self.dollars_per_million_out * share,
+            self.dollars_per_million_cached * share,
+            self.dollars_per_hour,
+        )

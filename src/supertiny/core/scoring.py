@@ -16,9 +16,7 @@ from supertiny.core.records import Answer, Call, Tool
 
 def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
     """An argument as it is compared: 67, 67.0 and "67" are one number where the schema says number."""
-    schema = schema if isinstance(schema, Mapping) else {}  # JSON Schema may be `true` as well
-    wanted = schema.get("type")
-    kinds = wanted if isinstance(wanted, list) else [wanted]
+    schema, kinds = _shape(schema)
     numeric = "number" in kinds or "integer" in kinds
     if isinstance(value, bool):
         return value
@@ -49,10 +47,23 @@ def typed(answer: Answer, tools: Mapping[str, Tool]) -> Answer:
     return replace(answer, calls=tuple(calls))
 
 
-def _typed(value: Any, schema: Any) -> Any:
-    schema = schema if isinstance(schema, Mapping) else {}
+def _shape(schema: Any) -> tuple[Mapping[str, Any], list[Any]]:
+    """A schema and the types that it admits; of `anyOf` and `oneOf`, what their parts say together."""
+    if not isinstance(schema, Mapping):
+        return {}, [None]  # JSON Schema may be `true` as well
     wanted = schema.get("type")
-    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if wanted is not None:
+        return schema, wanted if isinstance(wanted, list) else [wanted]
+    merged, kinds = dict(schema), list[Any]()
+    for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        inner, more = _shape(part)
+        merged = {**{key: inner[key] for key in ("properties", "items") if key in inner}, **merged}
+        kinds += more
+    return merged, kinds or [None]
+
+
+def _typed(value: Any, schema: Any) -> Any:
+    schema, kinds = _shape(schema)
     if isinstance(value, Mapping):
         inner = schema.get("properties", {})
         return {key: _typed(item, inner.get(key)) for key, item in value.items()}

@@ -2,9 +2,11 @@
 
 A folder holds `tools.json` (OpenAI's tool format), `labelled.jsonl`, `unlabelled.jsonl`, `valid.jsonl` and `test.jsonl`
 with rows of `{"text" | "messages", "calls": [{"name", "arguments"}]}`, and where wanted `task.yaml` (name, description,
-splits, leak_similarity) and `hooks.py` with `verify(request_text, calls) -> (outcome, reason)`. hooks.py is code of the
-task's author, and opening the task runs it. `"calls": []` says that no function serves; rows of `unlabelled.jsonl` may
-leave `calls` out, and where they have them, nobody but a measurement sees them.
+splits, leak_similarity), `hooks.py` with `verify(request_text, calls) -> (outcome, reason)` or
+`execute(request_text, call) -> result`, steps of the task's own in `steps/NAME.py`, and `guidelines.md` for a judge.
+The Python files are code of the task's author: opening the task runs hooks.py, and using a step runs its file.
+`"calls": []` says that no function serves; rows of `unlabelled.jsonl` may leave `calls` out, and where they have them,
+nobody but a measurement sees them.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from supertiny.core.files import read_json
 from supertiny.core.leaks import SIMILARITY, asked_text, find_leaks
 from supertiny.core.methods import validated
 from supertiny.core.records import Call, Example, Request, Tool, Verdict
+from supertiny.core.references import SchemaReferenceError
 from supertiny.core.task_rows import SPLITS, Row, read_split
-from supertiny.core.verifying import Hook, check_schema, load_hook, verified
+from supertiny.core.verifying import Execute, Hook, check_schema, load_hooks, verified
 
 DESCRIPTION = (
     "Turn the user's request into a call of one of the functions. Where no function serves the request, call none."
 )
+STEPS = "steps"  # folder of the steps that a task brings along
+GUIDELINES = "guidelines.md"  # what a judge is told where its settings say nothing
 SHOWN = 20  # mistakes of one kind that are listed before the rest is counted
 
 
@@ -60,8 +65,10 @@ class Task:
     test: tuple[Example, ...]
     pool_gold: Mapping[str, tuple[Call, ...]]
     hash: str
-    """Of every file that means something: splits, tools, card, hooks and the data files beside them."""
+    """Of every file that means something: splits, tools, card, hooks, steps and the data files beside them."""
     hook: Hook | None = None
+    execute: Execute | None = None
+    """Carries a call out: `execute(request_text, {"name", "arguments"})` of hooks.py; what it gives is the result."""
     tool_map: Mapping[str, Tool] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,9 +93,9 @@ def load_task(folder: Path) -> Task:
     for split in SPLITS:
         rows[split] = read_split(folder / card.splits.get(split, f"{split}.jsonl"), split, tools, errors, taken)
     errors += _leaks(rows, card.leak_similarity)
-    hook = None
+    hook = execute = None
     try:
-        hook = load_hook(folder / "hooks.py")
+        hook, execute = load_hooks(folder / "hooks.py")
     except UserError as error:
         errors.append(error)
     if errors:
@@ -106,6 +113,7 @@ def load_task(folder: Path) -> Task:
         pool_gold=MappingProxyType({e.request.id: e.answer.calls for e in pool if e.answer is not None}),
         hash=_hash(folder),
         hook=hook,
+        execute=execute,
     )
 
 
@@ -163,7 +171,10 @@ def _tool_problem(entry: Any, known: Mapping[str, Tool]) -> str:
         return f"{function['name']!r} is there twice"
     if not isinstance(function.get("parameters") or {}, dict):
         return f"parameters of {function['name']!r} must be a JSON Schema object"
-    return check_schema(Tool.from_openai(entry))
+    try:
+        return check_schema(Tool.from_openai(entry))
+    except SchemaReferenceError as error:
+        return str(error)
 
 
 def _leaks(rows: Mapping[str, Sequence[Row]], similarity: float) -> list[UserError]:
@@ -184,4 +195,9 @@ def _hash(folder: Path) -> str:
         data = path.suffix in {".yaml", ".yml", ".json", ".jsonl"} and not path.name.startswith(("recipe", "."))
         if path.is_file() and (data or path.name == "hooks.py"):
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    # These came later: a task without them has the hash that it had.
+    for path in (folder / GUIDELINES, *sorted((folder / STEPS).glob("*.py"))):
+        if path.is_file():
+            place = path.relative_to(folder).as_posix()
+            digest.update(place.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]

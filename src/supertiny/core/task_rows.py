@@ -12,7 +12,7 @@ from typing import Any
 from supertiny.core.errors import UserError, nearest_word
 from supertiny.core.files import hash_of
 from supertiny.core.records import Example, Tool
-from supertiny.core.verifying import schema_problem
+from supertiny.core.verifying import check_schema, schema_problem
 
 SPLITS = ("labelled", "unlabelled", "valid", "test")
 FIELDS = ("id", "text", "messages", "calls", "tools", "provenance", "text_answer")
@@ -85,6 +85,10 @@ def _read_row(line: str, place: str, split: str, tools: Mapping[str, Tool], erro
         example = Example.from_json({name: row[name] for name in FIELDS if name in row})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         errors.append(UserError(f"{place}: cannot be read: {type(error).__name__}: {error}"))
+        return None
+    wrong = next(filter(None, map(check_schema, example.request.tools)), "")
+    if wrong:
+        errors.append(UserError(f"{place}: {wrong}"))
         return None
     known = {tool.name: tool for tool in example.request.tools} or tools
     problems = [schema_problem(call, known) for call in example.answer.calls] if example.answer and known else []

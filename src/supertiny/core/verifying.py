@@ -18,17 +18,23 @@ from supertiny.core.records import Call, Outcome, Request, Tool, Verdict
 from supertiny.core.scoring import plain_value, similarity
 
 Hook = Callable[[str, list[dict[str, Any]]], tuple[str, str]]
+Execute = Callable[[str, dict[str, Any]], Any]
 OUTCOMES = ("pass", "fail", "abstain")
 
 
 def load_hook(path: Path) -> Hook | None:
-    """The function `verify` of a task's hooks.py, or None where there is no such file.
+    """The function `verify` of a task's hooks.py, or None where there is no such file; see `load_hooks`."""
+    return load_hooks(path)[0]
+
+
+def load_hooks(path: Path) -> tuple[Hook | None, Execute | None]:
+    """The functions `verify` and `execute` of a task's hooks.py; None for each that is not there.
 
     This runs code of the task's author: open only tasks whose hooks you would run by hand.
-    Raises UserError where the file cannot be imported or has no `verify`.
+    Raises UserError where the file cannot be imported or has neither.
     """
     if not path.is_file():
-        return None
+        return None, None
     spec = importlib.util.spec_from_file_location(f"task_hooks_{hash_of(str(path.resolve()))}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be read as Python")
@@ -37,10 +43,10 @@ def load_hook(path: Path) -> Hook | None:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the author's code does wrong is told with its place
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    verify = getattr(module, "verify", None)
-    if not callable(verify):
+    verify, execute = getattr(module, "verify", None), getattr(module, "execute", None)
+    if not callable(verify) and not callable(execute):
         raise UserError(f"{path} has no function verify(request_text, calls)", "return (outcome, reason) from it")
-    return cast(Hook, verify)
+    return cast(Hook, verify) if callable(verify) else None, cast(Execute, execute) if callable(execute) else None
 
 
 def schema_problem(call: Call, tools: Mapping[str, Tool]) -> str:
@@ -60,10 +66,9 @@ def schema_problem(call: Call, tools: Mapping[str, Tool]) -> str:
 
 def check_schema(tool: Tool) -> str:
     """What is wrong with a tool's own parameters, or nothing."""
-    try:
-        Draft202012Validator.check_schema(dict(tool.parameters))
-    except SchemaError as error:
-        return f"parameters of {tool.name!r} are no JSON Schema: {error.message}"
+    fault = _fault(json.dumps(tool.parameters))
+    if fault:
+        return f"parameters of {tool.name!r} are no JSON Schema: {fault}"
     if tool.parameters.get("type", "object") != "object":
         return f"parameters of {tool.name!r} must be an object; found type {tool.parameters['type']!r}"
     return ""
@@ -103,6 +108,15 @@ def _told(error: ValidationError) -> str:
         allowed = [str(value) for value in cast(list[Any], error.validator_value)]
         return f"{place}: {error.instance!r} is not allowed; {nearest_word(str(error.instance), allowed)}"
     return f"{place}: {error.message}" if place else error.message
+
+
+@cache
+def _fault(schema_text: str) -> str:
+    try:
+        Draft202012Validator.check_schema(json.loads(schema_text))
+    except SchemaError as error:
+        return error.message
+    return ""
 
 
 @cache

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from supertiny.core.errors import UserError
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling, TokenScores
 
 # Servers that can be told to go on with a begun answer; others may begin it anew, which is taken off.
@@ -60,20 +59,22 @@ class Wire:
             return {"messages": turns}
         return {"messages": [*turns, {"role": "assistant", "content": begun}]} | CONTINUING.get(self.dialect, {})
 
+    def binds(self, grammar: Grammar) -> bool:
+        """Whether a server of this dialect can be told of the grammar."""
+        if grammar.kind == "json_schema" or self.dialect in ("vllm", "sglang"):
+            return True
+        return self.dialect == "llama_server" and grammar.kind == "ebnf"
+
     def _bound(self, grammar: Grammar) -> dict[str, Any]:
+        """Empty where the server cannot be told: then the answer is free, and who asked reads it with care."""
+        if not self.binds(grammar):
+            return {}
         if grammar.kind == "json_schema":
             schema = {"name": "answer", "schema": json.loads(grammar.text), "strict": self.strict_schema}
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         if self.dialect == "vllm":
             return {"structured_outputs": {"regex" if grammar.kind == "regex" else "grammar": grammar.text}}
-        if self.dialect == "sglang":
-            return {grammar.kind: grammar.text}
-        if self.dialect == "llama_server" and grammar.kind == "ebnf":
-            return {"grammar": grammar.text}
-        raise UserError(
-            f"a server of dialect {self.dialect!r} cannot be bound by a grammar of kind {grammar.kind!r}",
-            "use a format with a JSON Schema grammar, or dialect vllm or sglang",
-        )
+        return {grammar.kind: grammar.text} if self.dialect == "sglang" else {"grammar": grammar.text}
 
     def read(self, body: Any, prompt: Prompt, seconds: float) -> Completion:
         """The completion in a response's body. Raises MalformedError."""

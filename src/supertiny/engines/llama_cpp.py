@@ -31,6 +31,8 @@ class LlamaCpp:
     dollars_per_hour: float = 0.0
     """Price of the machine."""
 
+    serves = ("token_scores", "best_tokens", "logprobs")
+
     def open(self, model: Path | None = None) -> Engine:
         """Loads the model. Raises UserError for a broken file, and where llama-cpp-python is not installed."""
         path, identity = file_and_name(self.model, model)

@@ -9,14 +9,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of
 from supertiny.core.prices import price_of
 from supertiny.core.records import Price
-from supertiny.engines._openai_engine import Limits, ServerEngine
+from supertiny.engines._openai_calls import Limits
+from supertiny.engines._openai_engine import BatchTerms, ServerEngine
 from supertiny.engines._openai_wire import Wire
 
 
@@ -31,7 +34,7 @@ class OpenAI:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; without it requests go without a key."""
     dialect: Literal["openai", "vllm", "sglang", "llama_server"] = "openai"
-    """How the server is told of grammars and of a begun answer, beyond what OpenAI's own API knows."""
+    """How the server is told of grammars and of a begun answer; OpenAI's own API knows JSON Schemas alone."""
     concurrency: int = 16
     """Requests under way at a time."""
     timeout_seconds: float = 120.0
@@ -52,6 +55,8 @@ class OpenAI:
     """Whether a JSON Schema is sent as strict; OpenAI's own server then refuses schemas with optional fields."""
     logprobs: bool = False
     """Whether log-probabilities of the written tokens are asked for."""
+    context_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that the model reads; where it is set, `supertiny check` refuses rows that are longer."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of each request's body, such as `chat_template_kwargs`."""
     dollars_per_million_in: float | None = None
@@ -60,8 +65,20 @@ class OpenAI:
     """Price of written tokens, in place of the looked-up one."""
     dollars_per_million_cached: float | None = None
     """Price of prompt tokens that the server had cached; that of prompt tokens where unset."""
+    batch: bool = False
+    """Whether prompts go through the provider's batch API: answers within a day, at a discount; raise `chunk` then."""
+    batch_discount: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the price that the provider takes for answers of a batch."""
+    batch_poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Time between two looks at a batch."""
     price_file: str = ""
     """Dated prices, see core/prices.py; the user's own file where unset."""
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """What methods may ask of it by their `needs`: of the servers, vLLM scores given texts."""
+        scores = ("token_scores", "best_tokens") if self.dialect == "vllm" else ()
+        return (*scores, *(("logprobs",) if self.logprobs else ()))
 
     def open(self, model: Path | None = None) -> ServerEngine:
         """The engine; nothing is sent yet. Raises UserError where address, key or price is missing."""
@@ -71,6 +88,8 @@ class OpenAI:
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and urlsplit(self.base_url).hostname == "api.openai.com":
             raise UserError(f"no key for {self.base_url}", f"export {self.api_key_env}=...")
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"{self.api_key_env} holds characters that no key has", "copy the key again")
         base_url = self.base_url.rstrip("/")
         wire = Wire(
             model=self.model,
@@ -90,7 +109,14 @@ class OpenAI:
             self.seed,
         )
         name = f"openai:{base_url}:{self.model}:{hash_of(vars(wire))}"
-        return ServerEngine(name, base_url, key, wire, limits, self._price())
+        price = self.price()
+        if price is None:
+            raise UserError(
+                f"nobody knows the price of {self.model!r} at {urlsplit(self.base_url).hostname}",
+                "set dollars_per_million_in and dollars_per_million_out, or write ~/.config/supertiny/prices.yaml",
+            )
+        batch = BatchTerms(self.batch_discount, self.batch_poll_seconds) if self.batch else None
+        return ServerEngine(name, base_url, key, wire, limits, price, batch)
 
     def _check(self) -> None:
         address = urlsplit(self.base_url)
@@ -105,17 +131,17 @@ class OpenAI:
             if getattr(self, name) < 0:
                 raise UserError(f"engines.openai.{name}: must not be negative; found {getattr(self, name)}")
 
-    def _price(self) -> Price:
+    def price(self) -> Price | None:
+        """The settings' price, or one that is known, at the discount where batches are on; None where nobody knows.
+
+        Raises UserError for settings that contradict each other.
+        """
         if (self.dollars_per_million_in is None) != (self.dollars_per_million_out is None):
             raise UserError("engines.openai: dollars_per_million_in and dollars_per_million_out go together")
         if self.dollars_per_million_in is not None and self.dollars_per_million_out is not None:
             cached = self.dollars_per_million_cached
             cached = self.dollars_per_million_in if cached is None else cached
-            return Price(self.dollars_per_million_in, self.dollars_per_million_out, cached)
-        price = price_of(self.model, self.base_url, Path(self.price_file) if self.price_file else None)
-        if price is None:
-            raise UserError(
-                f"nobody knows the price of {self.model!r} at {urlsplit(self.base_url).hostname}",
-                "set dollars_per_million_in and dollars_per_million_out, or write ~/.config/supertiny/prices.yaml",
-            )
-        return price
+            found: Price | None = Price(self.dollars_per_million_in, self.dollars_per_million_out, cached)
+        else:
+            found = price_of(self.model, self.base_url, Path(self.price_file) if self.price_file else None)
+        return found.times(self.batch_discount) if found and self.batch else found

@@ -37,6 +37,8 @@ class OpenVino:
     dollars_per_hour: float = 0.0
     """Price of the machine."""
 
+    serves = ("token_scores", "logprobs")
+
     def open(self, model: Path | None = None) -> Engine:
         """Loads the model. Raises UserError for a file that is broken or that OpenVINO cannot open."""
         path, identity = file_and_name(self.model, model)

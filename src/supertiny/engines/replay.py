@@ -30,6 +30,8 @@ class Replay:
     A prompt's text is its own text, or where it has messages the last message's content followed by its own text.
     """
 
+    serves = ()
+
     def open(self, model: Path | None = None) -> Engine:
         """Reads the file. Raises UserError where it is neither a ledger nor a mapping."""
         if model is None and not self.source:

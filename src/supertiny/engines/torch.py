@@ -33,6 +33,8 @@ class Torch:
     dollars_per_hour: float = 0.0
     """Price of the machine."""
 
+    serves = ("token_scores", "best_tokens", "logprobs")
+
     def open(self, model: Path | None = None) -> Engine:
         """Loads the model. Raises UserError where it is not a Hugging Face folder."""
         if model is None and not self.model:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Completion, Prompt, Sampling, Tool
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.verifying import schema_problem
 
@@ -23,17 +24,22 @@ def complete_lawfully(
     form: Format,
     tools: Sequence[Sequence[Tool]],
     advance: Callable[[int], None] = lambda count: None,
+    stands: Callable[[int, Completion], bool] = lambda index, completion: False,
 ) -> list[Completion]:
     """One completion per prompt, in order, each a valid answer with its prompt's tools; costs of both tries are added.
 
-    A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
+    `stands` lets a free completion through that is more than its prompt's tools allow. A completion that was cut off at
+    `max_tokens` under the grammar may still be unreadable.
     """
     free = engine.complete(prompts, sampling, None, lambda index, completion: advance(1))
     maps = [{tool.name: tool for tool in known} for known in tools]
-    broken = [i for i, completion in enumerate(free) if not is_lawful(completion, form, maps[i])]
+    broken = [i for i, done in enumerate(free) if not is_lawful(done, form, maps[i]) and not stands(i, done)]
+    bounds = {i: form.grammar(tools[i]) for i in broken}
+    # Where an engine cannot be bound, the same prompt would only give the same words for more money.
+    broken = [i for i in broken if _can_bind(engine, bounds[i])]
     if not broken:
         return free
-    grammars = [form.grammar(tools[i]) for i in broken]
+    grammars = [bounds[i] for i in broken]
     again = engine.complete([prompts[i] for i in broken], sampling, grammars)
     whole = list(free)
     for i, second in zip(broken, again, strict=True):
@@ -46,6 +52,13 @@ def complete_lawfully(
             seconds=first.seconds + second.seconds,
         )
     return whole
+
+
+def _can_bind(engine: Any, grammar: Grammar | None) -> bool:
+    """Whether the engine keeps to this grammar; behind wrappers, whether the one that they wrap does."""
+    while hasattr(engine, "engine"):
+        engine = engine.engine
+    return grammar is None or not hasattr(engine, "binds") or engine.binds(grammar)
 
 
 def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -> bool:

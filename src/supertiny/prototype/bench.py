@@ -4,14 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from supertiny.core.files import hash_of
+from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.protocols import Engine, Format
+from supertiny.core.protocols import Done, Engine, Format
 from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
-from supertiny.formats._lawful import complete_lawfully
+from supertiny.formats._lawful import complete_lawfully, is_lawful
 from supertiny.prototype.prompting import few_shot_messages, instructions
+from supertiny.prototype.token_scores import summed_logprobs
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step took: cost and number of model calls."""
+
+    cost: Cost = field(default_factory=Cost)
+    calls: int = 0
+
+    def __add__(self, other: StepCost) -> StepCost:
+        return StepCost(self.cost + other.cost, self.calls + other.calls)
+
+    def __sub__(self, other: StepCost) -> StepCost:
+        less = other.cost
+        minus = Cost(-less.dollars, -less.seconds, -less.tokens_in, -less.tokens_out, -less.tokens_cached)
+        return StepCost(self.cost + minus, self.calls - other.calls)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the task's own function gave for a call: a value, or what went wrong, as text."""
+
+    call: Call
+    value: Any = None
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,23 +52,96 @@ class Trace:
     """Solved examples that are shown with the request."""
     tool: str | None = None
     """The function that `route` chose; "" is none, None is not routed yet."""
+    candidates: tuple[str, ...] = ()
+    """The functions that `route` left to choose from; empty is all."""
     calls: tuple[Call, ...] | None = None
     """None while there is no readable answer."""
     text: str = ""
     raw: str = ""
     confidence: float | None = None
+    logprob: float | None = None
+    """Mean natural-log probability of the tokens of `raw`, where the engine knows it."""
+    results: tuple[Result, ...] = ()
+    """What the task's own functions gave, in the order of the calls."""
+    by: str = ""
+    """The engine that answered, where a step chose one; the pipeline's own where it is empty."""
+    notes: tuple[str, ...] = ()
+    """What steps have to say of this request, for people."""
     cost: Cost = field(default_factory=Cost)
+    asked: int = field(default=0, compare=False)
+    """Model calls so far."""
+    steps: tuple[tuple[str, StepCost], ...] = ()
+    """What each step took, by its name, in order; the pipeline writes it."""
 
-    def paid(self, completion: Completion, dollars: float) -> Trace:
+    @property
+    def spent(self) -> StepCost:
+        """Cost and calls so far."""
+        return StepCost(self.cost, self.asked)
+
+    def paid(self, completion: Completion, dollars: float, calls: int = 1) -> Trace:
         """The same trace with a completion's cost added."""
         cost = Cost(dollars, completion.seconds, completion.tokens_in, completion.tokens_out, completion.tokens_cached)
-        return replace(self, cost=self.cost + cost)
+        return replace(self, cost=self.cost + cost, asked=self.asked + calls)
+
+    def billed_as(self, other: Trace) -> Trace:
+        """The same trace with what another one of the same request has cost."""
+        return replace(self, cost=other.cost, asked=other.asked)
 
     def answered(self, raw: str, answer: Answer | None) -> Trace:
         """The same trace with what the model wrote; an unreadable text leaves it without calls."""
         if answer is None:
-            return replace(self, raw=raw, calls=None, text="")
-        return replace(self, raw=raw, calls=answer.calls, text=answer.text)
+            return replace(self, raw=raw, calls=None, text="", results=())
+        return replace(self, raw=raw, calls=answer.calls, text=answer.text, results=())
+
+    def noted(self, note: str) -> Trace:
+        return replace(self, notes=(*self.notes, note))
+
+
+def open_block(block: Any) -> Engine:
+    """The engine of a recipe's block."""
+    engine: Engine = build("engines", block, "prototype.steps.engine").open()
+    return engine
+
+
+class Shelf:
+    """What steps keep from batch to batch: engines of their own, indices, what was measured once, and its price."""
+
+    def __init__(self, open_engine: Callable[[Any], Engine] = open_block) -> None:
+        self.fixed: dict[str, StepCost] = {}
+        """What was spent once, on no request of its own, by what it was spent on."""
+        self._open = open_engine
+        self._kept: dict[str, Any] = {}
+        self._engines: list[Engine] = []
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gave when it was first asked for under this key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def engine(self, block: Any) -> Engine:
+        """The engine of a block; it is opened once."""
+        return self.owned(f"engine {hash_of(block)}", lambda: self._open(block))
+
+    def owned(self, key: str, make: Callable[[], Engine]) -> Engine:
+        """As `once`, for an engine that is closed with the shelf."""
+
+        def make_one() -> Engine:
+            self._engines.append(make())
+            return self._engines[-1]
+
+        engine: Engine = self.once(key, make_one)
+        return engine
+
+    def pay(self, what: str, spent: StepCost) -> None:
+        self.fixed[what] = self.fixed.get(what, StepCost()) + spent
+
+    def close(self) -> None:
+        """Frees the engines that were opened here."""
+        for engine in self._engines:
+            engine.close()
+        self._engines.clear()
+        self._kept.clear()
 
 
 @dataclass(frozen=True)
@@ -53,12 +155,31 @@ class Bench:
     seed: int
     advance: Callable[[float], None] = lambda count: None
     """Told of each finished model call."""
+    note: Callable[[str], None] = lambda text: None
+    """Told what a person should know while the run is under way."""
+    wrap: Callable[[Engine], Engine] = lambda engine: engine
+    """Puts an engine that a step brings along behind the run's ledger."""
+    shelf: Shelf = field(default_factory=Shelf)
+    spends: bool = True
+    """False where something stands in for the engine, as in an estimate: no other server is asked, nothing is measured
+    or carried out."""
+
+    def on(self, block: Any) -> Bench:
+        """The same bench with the engine of a step's own block, or this one where the block is None."""
+        return self if block is None else replace(self, engine=self.wrap(self.shelf.engine(block)))
 
     def prompt(self, trace: Trace) -> Prompt:
-        """System message with the functions (shared), solved examples as turns, the request."""
-        words = instructions(self.task.description, self.form, self.tools_of(trace))
+        """System message with the functions (shared), solved examples as turns, the request.
+
+        Of a trace with candidates, only these functions and the examples that call no other.
+        """
+        tools, examples = self.tools_of(trace), trace.examples
+        if trace.candidates:
+            tools = [tool for tool in tools if tool.name in trace.candidates]
+            examples = tuple(e for e in examples if _tools_in(e) <= set(trace.candidates))
+        words = instructions(self.task.description, self.form, tools)
         system = {"role": "system", "content": words}
-        turns = few_shot_messages(trace.examples, self.form)
+        turns = few_shot_messages(examples, self.form)
         return Prompt((system, *turns, *trace.request.messages), shared=1)
 
     def complete(
@@ -73,27 +194,127 @@ class Bench:
         return self._paid(traces, done), done
 
     def call(
-        self, traces: Sequence[Trace], prompts: Sequence[Prompt], sampling: Sampling, tools: Sequence[Sequence[Tool]]
+        self,
+        traces: Sequence[Trace],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        tools: Sequence[Sequence[Tool]],
     ) -> list[Trace]:
-        """Completes the prompts with valid calls of each one's tools; gives the traces with answer and cost."""
-        done = complete_lawfully(self.engine, prompts, sampling, self.form, tools, self.advance)
-        paid = self._paid(traces, done)
-        return [t.answered(c.text, self._read(c, known)) for t, c, known in zip(paid, done, tools, strict=True)]
+        """Completes the prompts with valid calls of each one's tools; gives the traces with answer and cost.
+
+        Of a request that was routed to one function, several calls of which one is of that function stand too.
+        """
+        watched = _Watched(self.engine)
+        known = [{tool.name: tool for tool in self.tools_of(trace)} for trace in traces]
+
+        def stands(index: int, completion: Completion) -> bool:
+            chosen = traces[index].tool
+            if not chosen or not is_lawful(completion, self.form, known[index]):
+                return False
+            names = {call.tool for call in self.form.decode(completion.text.removesuffix(self.form.stop)).calls}
+            return len(names) > 1 and chosen in names
+
+        done = complete_lawfully(watched, prompts, sampling, self.form, tools, self.advance, stands)
+        paid = self._paid(traces, done, watched.calls)
+        answered = []
+        for trace, completion, own, every, tokens in zip(paid, done, tools, known, watched.written, strict=True):
+            read = self._read(completion, every | {tool.name: tool for tool in own})
+            mean = None if completion.logprob is None else completion.logprob / max(1, tokens)
+            answered.append(replace(trace.answered(completion.text, read), logprob=mean))
+        return answered
+
+    def score(
+        self, traces: Sequence[Trace], prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]
+    ) -> tuple[list[Trace], list[list[tuple[float, int]]]]:
+        """(sum of natural-log probabilities, tokens) of each prompt's continuations, in one batch of the engine.
+
+        Gives the traces with the cost added, and one list per trace, in order. Raises UserError where the engine
+        cannot score.
+        """
+        pairs = [(p, text) for p, texts in zip(prompts, continuations, strict=True) for text in texts]
+        scored = iter(summed_logprobs(self.engine, pairs))
+        paid, found = [], []
+        for trace, texts in zip(traces, continuations, strict=True):
+            own = [next(scored) for _ in texts]
+            for one in own:
+                kept = Completion("", tokens_in=one.tokens, seconds=one.seconds)
+                trace = trace.paid(kept, self._dollars(kept))
+            self.advance(1)
+            paid.append(trace)
+            found.append([(one.logprob, one.tokens) for one in own])
+        return paid, found
 
     def tools_of(self, trace: Trace) -> Sequence[Tool]:
         """The functions that a request may be turned into."""
         return trace.request.tools or self.task.tools
 
-    def _paid(self, traces: Sequence[Trace], done: Sequence[Completion]) -> list[Trace]:
-        price = self.engine.price
-        dollars = [price.dollars(c.tokens_in, c.tokens_out, c.tokens_cached, c.seconds) for c in done]
-        return [t.paid(c, d) for t, c, d in zip(traces, done, dollars, strict=True)]
+    def complaint(self, trace: Trace) -> str:
+        """What is wrong with a trace's answer, in words; empty where nothing is known to be.
 
-    def _read(self, completion: Completion, tools: Sequence[Tool]) -> Answer | None:
+        The verifier says it, or the call's own function where that was carried out and failed.
+        """
+        if trace.calls is None:
+            return "this is not a call in the format"
+        verdict = self.task.verify(trace.request, trace.calls)
+        if verdict.outcome == "fail":
+            return verdict.reason or "the call is not valid"
+        return next((f"{result.call.tool}: {result.error}" for result in trace.results if result.error), "")
+
+    def _paid(
+        self, traces: Sequence[Trace], done: Sequence[Completion], calls: Sequence[int] | None = None
+    ) -> list[Trace]:
+        counts = calls or [1] * len(done)
+        return [t.paid(c, self._dollars(c), count) for t, c, count in zip(traces, done, counts, strict=True)]
+
+    def _dollars(self, done: Completion) -> float:
+        return self.engine.price.dollars(done.tokens_in, done.tokens_out, done.tokens_cached, done.seconds)
+
+    def _read(self, completion: Completion, tools: dict[str, Tool]) -> Answer | None:
         """The answer in a completion, or None where it was cut off or is not in the format."""
         if completion.finish != "stop":
             return None
         try:
-            return typed(self.form.decode(completion.text), {tool.name: tool for tool in tools})
+            return typed(self.form.decode(completion.text), tools)
         except ValueError:
             return None
+
+
+class _Watched:
+    """An engine that counts the calls for each prompt of the first batch, and the tokens that its last one wrote."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.name, self.price = engine.name, engine.price
+        self.calls: list[int] = []
+        self.written: list[int] = []
+        self._prompts: list[Prompt] = []
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        grammar: Sequence[Grammar | None] | None = None,
+        done: Done | None = None,
+    ) -> list[Completion]:
+        if not self._prompts:
+            self._prompts = list(prompts)
+            self.calls, self.written = [0] * len(prompts), [0] * len(prompts)
+        completions = self.engine.complete(prompts, sampling, grammar, done)
+        place = 0
+        for prompt, completion in zip(prompts, completions, strict=True):  # in the order of the first batch
+            while self._prompts[place] is not prompt:
+                place += 1
+            self.calls[place] += 1
+            self.written[place] = completion.tokens_out
+            place += 1
+        return completions
+
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[Any]:
+        return self.engine.score(prompts, continuations, top)
+
+    def close(self) -> None:
+        """Left to the owner of the engine."""
+
+
+def _tools_in(example: Example) -> set[str]:
+    return {call.tool for call in example.answer.calls} if example.answer else set()

@@ -1,25 +1,40 @@
-"""What the teacher would take, said before anything is spent: calls, tokens, minutes, dollars."""
+"""What the teacher would take, said before anything is spent: calls, tokens, minutes, dollars.
+
+Prompts are those that the steps would send for a sample of the rows. Their tokens are counted by the model's own
+tokenizer where its file is on this machine. What the run's ledger holds of earlier calls corrects the rest: tokens of
+prompts and answers, calls of a request, seconds.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from supertiny.core.methods import build
+from supertiny.core.ledger import Ledger
+from supertiny.core.methods import build, own_methods
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.prices import price_of
 from supertiny.core.progress import Progress
 from supertiny.core.records import Example, Price, Prompt
-from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.prompting import function_list
+from supertiny.core.run import Run
+from supertiny.core.task import STEPS, Task
+from supertiny.engines._gguf_tokens import token_counter
+from supertiny.prototype.bench import Bench
+from supertiny.prototype.demands import _model_file
+from supertiny.prototype.rehearsal import Count, Rehearsal, StepCalls, name_of, prompt_tokens, rehearse
 from supertiny.prototype.settings import Settings
+from supertiny.prototype.steps.plain import Plain
 
 _BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and JSON, by Qwen2.5's tokenizer
 _SAMPLE = 100
+_READ_BACK = 500  # of the ledger's calls
 # Tokens per second of a 1.5B model on two cores: what prompts and answers were measured at, in batches of 32.
 _READ_PER_SECOND, _WRITTEN_PER_SECOND = 230.0, 70.0
+_SAME_FRESH = 0.1  # of a prompt that an earlier step has sent too: what is not found in the cache
+_PURPOSES = {"plain": "plain", "pipeline": "pipeline on"}
 
 
 @dataclass(frozen=True)
@@ -31,105 +46,210 @@ class Estimate:
     tokens_in: float
     tokens_fresh: float
     tokens_out: float
+    seconds: float | None = None
+    """By earlier calls of this run; unknown before the first."""
+    tokens_cached: float = 0.0
+    """That a server is expected to bill as cached; by earlier calls of this run."""
 
     @property
     def minutes(self) -> float:
-        """On two cores; hosted models answer as fast as their limits let them."""
+        """As measured, or as on two cores: hosted models answer as fast as their limits let them."""
+        if self.seconds is not None:
+            return self.seconds / 60
         return (self.tokens_fresh / _READ_PER_SECOND + self.tokens_out / _WRITTEN_PER_SECOND) / 60
 
     def dollars(self, price: Price) -> float:
-        cached = round(self.tokens_in - self.tokens_fresh) if price.dollars_per_million_cached else 0
-        return price.dollars(round(self.tokens_in), round(self.tokens_out), cached, self.minutes * 60)
+        tokens = round(self.tokens_in), round(self.tokens_out), round(self.tokens_cached)
+        return price.dollars(*tokens, self.minutes * 60)
 
-
-def estimates(settings: Settings, task: Task, on_test: Mapping[str, int] | None = None) -> list[Estimate]:
-    """One estimate per part: plain prompt and pipeline on valid, the pipeline on the pool, and the report's share.
-
-    `on_test`: requests of test that the report puts to "plain_prompt" and to "pipeline"; test itself is not opened,
-    its rows are taken to be as long as those of valid.
-    """
-    on_test = on_test or {}
-    form = build("formats", settings.format, "prototype.format")
-    steps = [build("steps", block, "prototype.steps") for block in settings.steps]
-    bench = Bench(_Nobody(), task, form, NearestExamples(task.labelled), 0)
-    calls = sum(step.calls_per_request for step in steps)
-    written = _mean([len(form.write(e.answer).encode()) for e in task.labelled if e.answer]) / _BYTES_PER_TOKEN + 2
-    parts = []
-    valid, pool = task.valid[: settings.valid_rows], task.unlabelled[: settings.pool_rows]
-    for part, rows, count in (
-        ("pipeline on valid", valid, len(valid)),
-        ("labelling the pool", pool, len(pool)),
-        ("pipeline on test", valid, on_test.get("pipeline", 0)),
-    ):
-        whole, fresh = _prompt_tokens(rows[:_SAMPLE], steps, bench)
-        # Steps after the first find what it read in the cache.
-        reads = count * fresh * max(1.0, calls - sum(step.calls_per_request >= 1 for step in steps) + 1)
-        parts.append(Estimate(part, count * calls, count * calls * whole, reads, count * calls * written))
-    parts.insert(0, _plain("plain prompt on valid", task, min(len(task.valid), settings.plain_rows)))
-    parts.append(_plain("plain prompt on test", task, on_test.get("plain_prompt", 0)))
-    return parts
-
-
-def _plain(part: str, task: Task, count: int) -> Estimate:
-    tools = len(function_list(task.tools).encode()) / _BYTES_PER_TOKEN if count else 0.0
-    return Estimate(part, count, count * (tools + 120), tools + count * 30, count * 25)
-
-
-def estimate(settings: Settings, task: Task, progress: Progress, on_test: Mapping[str, int] | None = None) -> None:
-    """Prints the estimates and their sum; `on_test` as in `estimates`."""
-    price = _price(settings.engine)
-    rows = estimates(settings, task, on_test)
-    total = Estimate(
-        "in all",
-        *(sum(getattr(row, name) for row in rows) for name in ("calls", "tokens_in", "tokens_fresh", "tokens_out")),
-    )
-    progress.note("nothing was spent; model calls that the run's ledger already holds are not paid again")
-    for row in [*rows, total]:
-        progress.note(
-            f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in "
-            f"({row.tokens_fresh / 1000:.0f} k fresh) "
-            f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min on two cores  ${row.dollars(price):.4f}"
+    def __add__(self, other: Estimate) -> Estimate:
+        known = self.seconds is not None or other.seconds is not None
+        return Estimate(
+            self.part,
+            self.calls + other.calls,
+            self.tokens_in + other.tokens_in,
+            self.tokens_fresh + other.tokens_fresh,
+            self.tokens_out + other.tokens_out,
+            60 * (self.minutes + other.minutes) if known else None,
+            self.tokens_cached + other.tokens_cached,
         )
 
 
-def _prompt_tokens(rows: Sequence[Example], steps: Sequence[Any], bench: Bench) -> tuple[float, float]:
-    """Mean tokens of a prompt, whole and without what all prompts share."""
-    traces = [Trace(row.request) for row in rows]
-    for step in steps:
-        if step.calls_per_request == 0:
-            traces = step.run(traces, bench)
-    prompts = [bench.prompt(trace) for trace in traces]
-    return _mean([_bytes(p, 0) for p in prompts]) / _BYTES_PER_TOKEN, _mean(
-        [_bytes(p, p.shared) for p in prompts]
-    ) / _BYTES_PER_TOKEN
+@dataclass(frozen=True)
+class _Earlier:
+    """What the ledger's calls of one kind of prompt were like."""
+
+    read_ratio: float
+    """Tokens that the engine read over those that are counted here."""
+    tokens_out: float
+    seconds: float
+    cached_share: float
+    calls_per_request: float
+    """0 where it is not known."""
+    prompts: frozenset[str]
+
+    def of_same_steps(self, prompts: AbstractSet[str]) -> _Earlier:
+        """What holds for steps that send these prompts: of other steps' calls, their number tells nothing."""
+        return self if prompts & self.prompts else replace(self, calls_per_request=0.0)
 
 
-def _bytes(prompt: Prompt, first: int) -> int:
-    # Each turn costs about five tokens of template.
-    return sum(len(str(m.get("content")).encode()) + round(5 * _BYTES_PER_TOKEN) for m in prompt.messages[first:])
+def estimates(
+    settings: Settings,
+    task: Task,
+    on_test: Mapping[str, int] | None = None,
+    ledger: Ledger | None = None,
+    count: Count | None = None,
+) -> list[Estimate]:
+    """One estimate per part: plain prompt and pipeline on valid, the pipeline on the pool, and the report's share.
+
+    `on_test`: requests of test that the report puts to "plain_prompt" and to "pipeline"; test itself is not opened,
+    its rows are taken to be as long as those of valid. `count` counts a text's tokens in place of the model's own
+    tokenizer.
+    """
+    on_test = on_test or {}
+    count = count or _counter(settings.engine)
+    valid, pool = task.valid[: settings.valid_rows], task.unlabelled[: settings.pool_rows]
+    plain_rows = valid[: settings.plain_rows]
+    form = build("formats", settings.format, "prototype.format")
+    plain_form = build("formats", settings.plain_format, "prototype.plain_format")
+    own = own_methods("steps", task.folder / STEPS)
+    steps = [build("steps", block, f"prototype.steps.{n}", own) for n, block in enumerate(settings.steps)]
+    told = replace(task, description=settings.wording) if settings.wording else task
+    bench = Bench(Rehearsal(count, form, {}), told, form, NearestExamples(task.labelled), 0)
+    alone = Bench(Rehearsal(count, plain_form, {}), task, plain_form, NearestExamples(()), 0)
+    on_valid, on_pool = (rehearse(_spread(rows), steps, bench, count) for rows in (valid, pool))
+    plain = rehearse(_spread(plain_rows), [Plain()], alone, count)
+    led = _earlier(ledger, "pipeline", settings, task, count) if ledger else None
+    led = led and led.of_same_steps(on_valid[1] | on_pool[1])
+    simple = _earlier(ledger, "plain", settings, task, count) if ledger else None
+    return [
+        _part("plain prompt on valid", plain[0], len(plain_rows), simple),
+        _part("pipeline on valid", on_valid[0], len(valid), led),
+        _part("labelling the pool", on_pool[0], len(pool), led),
+        _part("pipeline on test", on_valid[0], on_test.get("pipeline", 0), led),
+        _part("plain prompt on test", plain[0], on_test.get("plain_prompt", 0), simple),
+    ]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
+def _part(part: str, asked: Sequence[StepCalls], number: int, earlier: _Earlier | None) -> Estimate:
+    """Estimate of `number` requests of which each asks what `asked` says, corrected by what earlier ones did."""
+    calls = sum(step.calls for step in asked)
+    tokens_in = sum(step.calls * step.tokens_in for step in asked)
+    tokens_out = sum(step.calls * step.tokens_out for step in asked)
+    seconds, cached = None, 0.0
+    if earlier is not None:
+        more = earlier.calls_per_request / calls if calls and earlier.calls_per_request else 1.0
+        calls, tokens_in = calls * more, tokens_in * more * earlier.read_ratio
+        tokens_out, seconds = calls * earlier.tokens_out, number * calls * earlier.seconds
+        cached = number * tokens_in * earlier.cached_share
+    fresh = number * _fresh(asked)
+    return Estimate(part, number * calls, number * tokens_in, fresh, number * tokens_out, seconds, cached)
+
+
+def _fresh(asked: Sequence[StepCalls]) -> float:
+    """Tokens of one request that are computed: a later step finds what an earlier one has read."""
+    calling = [step for step in asked if step.calls]
+    if not calling:
+        return 0.0
+    first, *later = calling
+    more = (step.calls * max(step.tokens_in - first.tokens_in, _SAME_FRESH * first.fresh) for step in later)
+    return first.fresh * max(1.0, first.calls) + sum(more)
+
+
+def _spread(rows: Sequence[Example]) -> list[Example]:
+    """At most a hundred rows, from all over."""
+    return list(rows[:: max(1, -(-len(rows) // _SAMPLE))])
+
+
+def _counter(engine: Any) -> Count:
+    """Counts tokens by the tokenizer in the model's file; by bytes where the file is not on this machine."""
+    settings = build("engines", engine, "prototype.engine")
+    file = None if hasattr(settings, "base_url") else _model_file(str(getattr(settings, "model", "")))
+    counted = token_counter(file) if file is not None and file.is_file() else None
+    return counted or (lambda text: len(text.encode(errors="replace")) / _BYTES_PER_TOKEN)
+
+
+def _earlier(ledger: Ledger, kind: str, settings: Settings, task: Task, count: Count) -> _Earlier | None:
+    """What the ledger knows of this kind of call of this model; None where it knows too little."""
+    model = Path(str(getattr(build("engines", settings.engine, "prototype.engine"), "model", ""))).name
+    found = ledger.ask(
+        "SELECT prompt, tokens_in, tokens_out, tokens_cached, seconds FROM calls"
+        " WHERE substr(purpose, 1, length(?)) = ? AND instr(engine, ?) > 0 AND tokens_out > 0 ORDER BY rowid DESC",
+        (_PURPOSES[kind], _PURPOSES[kind], model),
+    )
+    if len(found) < min(20, len(task.valid)):
+        return None
+    prompts = [json.loads(row[0]) for row in found]
+    counted = sum(prompt_tokens(Prompt(tuple(p["messages"]), p["text"]), count) for p in prompts[:_READ_BACK])
+    read, written, cached, seconds = (sum(row[place] for row in found[:_READ_BACK]) for place in (1, 2, 3, 4))
+    texts = {row.request.text for row in (*task.valid, *task.unlabelled)}
+    asked = [text for prompt in prompts if (text := _request_in(prompt, texts)) is not None]
+    number = min(_READ_BACK, len(found))
+    return _Earlier(
+        read_ratio=read / counted if counted and read else 1.0,
+        tokens_out=written / number,
+        seconds=seconds / number,
+        cached_share=cached / read if read else 0.0,
+        calls_per_request=len(asked) / max(1, len(set(asked))),
+        prompts=frozenset(name_of(prompt) for prompt in prompts),
+    )
+
+
+def _request_in(prompt: Mapping[str, Any], texts: set[str]) -> str | None:
+    """The row's request in a prompt, which may have further turns after it."""
+    said = (str(turn.get("content")) for turn in reversed(prompt["messages"]) if turn.get("role") == "user")
+    return next((text for text in said if text in texts), None)
+
+
+def estimate(
+    settings: Settings,
+    task: Task,
+    progress: Progress,
+    on_test: Mapping[str, int] | None = None,
+    ledger_file: Path | None = None,
+) -> None:
+    """Prints the estimates and their sum; `on_test` as in `estimates`. A ledger of earlier calls makes them better."""
+    ledger = Ledger(ledger_file) if ledger_file is not None and ledger_file.is_file() else None
+    try:
+        rows = estimates(settings, task, on_test, ledger)
+    finally:
+        if ledger is not None:
+            ledger.close()
+    price = _price(settings.engine)
+    progress.note("nothing was spent; model calls that the run's ledger already holds are not paid again")
+    for row in [*rows, replace(_sum(rows), part="in all")]:
+        where = "as measured" if row.seconds is not None else "on two cores"
+        progress.note(
+            f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in "
+            f"({row.tokens_fresh / 1000:.0f} k fresh) "
+            f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min {where}  ${row.dollars(price):.4f}"
+        )
+
+
+def say_corrected(settings: Settings, run: Run) -> None:
+    """Prints what the whole stage will take by what its calls took so far, and how much of that is spent."""
+    rows = [row for row in estimates(settings, run.task, None, run.ledger) if row.calls]
+    bills = [bill for purpose in _PURPOSES.values() for bill in run.ledger.bills(purpose)]
+    calls, dollars = sum(bill.calls for bill in bills), sum(bill.dollars for bill in bills)
+    whole = _sum(rows)
+    run.progress.note(
+        f"  by {calls} calls so far the stage takes about {whole.calls:.0f} calls, "
+        f"{(whole.tokens_in + whole.tokens_out) / 1000:.0f} k tokens, {whole.minutes:.1f} min, "
+        f"${whole.dollars(_price(settings.engine)):.4f}; ${dollars:.4f} of it is spent"
+    )
+
+
+def _sum(rows: Sequence[Estimate]) -> Estimate:
+    first, *others = rows
+    for row in others:
+        first = first + row
+    return first
 
 
 def _price(engine: Any) -> Price:
+    """The price of an engine that is not opened; of a machine of ours by the hour."""
     settings = build("engines", engine, "prototype.engine")
-    hosted = price_of(settings.model, settings.base_url) if hasattr(settings, "base_url") else None
-    return hosted or Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
-
-
-class _Nobody:
-    """Stands where an engine would: an estimate asks none."""
-
-    name = "nobody"
-    price = Price()
-
-    def complete(self, *_: Any) -> list[Any]:
-        raise AssertionError("an estimate calls no model")
-
-    def score(self, *_: Any) -> list[Any]:
-        raise AssertionError("an estimate calls no model")
-
-    def close(self) -> None:
-        return None
+    if not hasattr(settings, "base_url"):
+        return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
+    priced: Price | None = settings.price()
+    return priced or Price()

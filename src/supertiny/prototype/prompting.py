@@ -6,14 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supertiny.core.protocols import Format
-from supertiny.core.records import Example, Message, Tool
+from supertiny.core.records import Answer, Example, Message, Tool
 
 _LONG_LIST = 6  # values from which a list stands once, below the functions
+_JSON_RULES = (
+    'Answer with a JSON list of calls, [{"name": ..., "arguments": {...}}], and nothing else. '
+    "Answer [] when no function serves the request."
+)
 
 
 def instructions(description: str, form: Format, tools: Sequence[Tool]) -> str:
     """The system message of the pipeline: task, rules of the format, functions."""
     return "\n".join([description.strip(), form.rules, "", function_list(tools)])
+
+
+def plain_instructions(description: str, form: Format, tools: Sequence[Tool]) -> str:
+    """The system message of the one plain prompt: task, functions, and how to write calls."""
+    words = _JSON_RULES if form.write(Answer()) == "[]" else form.rules
+    return f"{description}\n\n{function_list(tools)}\n\n{words}"
 
 
 def function_list(tools: Sequence[Tool]) -> str:

@@ -23,6 +23,8 @@ class Settings:
     """How calls are written in the one plain prompt that the pipeline is compared with."""
     steps: tuple[Any, ...] = field(default=("retrieve", "fill", "check"), metadata={"family": "steps"})
     """Steps of the pipeline, in order."""
+    wording: str = field(default="", metadata={"added": True})
+    """What the pipeline is told in place of the task's description; that where it is empty."""
     curators: tuple[Any, ...] = field(default=("verified", "deduplicate"), metadata={"family": "curators"})
     """What chooses among the labelled pool, in order."""
     budget: Budget = field(default_factory=Budget)

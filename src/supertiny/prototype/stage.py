@@ -3,55 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import write_rows
-from supertiny.core.methods import build
-from supertiny.core.protocols import Answerer, Engine
+from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Example, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.task import Task
+from supertiny.prototype.bench import Shelf, Trace
+from supertiny.prototype.curating import curate, curators_of
+from supertiny.prototype.estimate import say_corrected
 from supertiny.prototype.settings import Settings
-from supertiny.prototype.teacher import open_engine, pipeline_of, plain_of
+from supertiny.prototype.teacher import Pipeline, _answer_of, open_engine, pipeline_of, plain_of
 
 
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
-    """Measures plain prompt and pipeline on valid, labels the pool, curates; writes train, pool and valid rows."""
+    """Measures plain prompt and pipeline on valid, labels the pool, curates.
+
+    Writes train, pool, valid and rejected rows.
+    """
+    curators = curators_of(settings)
     run.progress.note(f"loading the teacher's model {settings.engine}")
-    engine = open_engine(settings)
-    try:
-        measured = _measure(settings, run, engine, folder)
-        pool = _label_pool(settings, run, engine)
-    finally:
-        engine.close()
-    write_rows(folder / "pool.jsonl", (example.to_json() for example in pool))
-    labelled = [replace(row, provenance={**row.provenance, "source": "labelled"}) for row in run.task.labelled]
-    kept = labelled + [row for row in pool if row.answer is not None and row.answer.readable]
-    for number, block in enumerate(settings.curators):
-        before = len(kept)
-        kept = build("curators", block, f"prototype.curators.{number}").curate(kept, run.task, run.seed)
-        run.progress.note(f"  {block if isinstance(block, str) else block['method']}: {before} -> {len(kept)} rows")
-    if len(kept) == 0:
-        raise UserError(
-            "no example is left after curating", f"see {folder / 'pool.jsonl'} for what was dropped and why"
-        )
-    write_rows(folder / "train.jsonl", (example.to_json() for example in kept))
-    return {**measured, **_pool_summary(run, pool, kept)}
+    shelf = Shelf()
+    with ExitStack() as opened:
+        engine = open_engine(settings)
+        opened.callback(engine.close)
+        opened.callback(shelf.close)
+        measured, spent = _measure(settings, run, engine, folder, shelf)
+        pool, spent_on_pool = _label_pool(settings, run, engine, shelf)
+        write_rows(folder / "pool.jsonl", (example.to_json() for example in pool))
+        if not any("live_teacher" in named.needs for named in curators):
+            opened.close()  # its memory serves the models that curators open
+        labelled = [replace(row, provenance={**row.provenance, "source": "labelled"}) for row in run.task.labelled]
+        curated = curate(curators, settings, run, [*labelled, *pool], engine, shelf)
+    write_rows(folder / "rejected.jsonl", curated.rejected)
+    if not curated.kept:
+        hint = f"see {folder / 'pool.jsonl'} for what there was and {folder / 'rejected.jsonl'} for why it was dropped"
+        raise UserError("no example is left after curating", hint)
+    write_rows(folder / "train.jsonl", (example.to_json() for example in curated.kept))
+    once = {name: asdict(cost) for name, cost in shelf.fixed.items()}
+    costs = {"pipeline on valid": spent, "pipeline on the pool": spent_on_pool, "paid once": once}
+    summary = {**measured, **_pool_summary(run, pool, curated.kept)}
+    return {**summary, "curators": curated.counts, "costs_by_step": costs}
 
 
-def _measure(settings: Settings, run: Run, engine: Engine, folder: Path) -> dict[str, Any]:
+def reads(settings: Settings, task: Task, folder: Path) -> dict[str, str]:
+    """What the stage reads beside task and settings: hashes of what people have decided so far, by curator."""
+    found = {}
+    for named in curators_of(settings):
+        decided = getattr(named.curator, "decided", None)
+        if decided is not None:
+            found[named.name] = decided(task, folder)
+    return {name: decisions for name, decisions in found.items() if decisions}
+
+
+def _measure(
+    settings: Settings, run: Run, engine: Engine, folder: Path, shelf: Shelf
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shares of valid that plain prompt and pipeline answer exactly, and what each step took."""
     valid = run.task.valid[: settings.valid_rows]
     plain_rows = valid[: settings.plain_rows]
     with run.progress.task("plain prompt on valid", len(plain_rows), "calls") as tick:
         plain = plain_of(settings, run, engine, "plain prompt on valid", tick).answer([e.request for e in plain_rows])
-    pipeline = pipeline_of(settings, run, engine, "pipeline on valid")
+    pipeline = pipeline_of(settings, run, engine, "pipeline on valid", shelf=shelf)
     total = len(valid) * pipeline.calls_per_request
     with run.progress.task("pipeline on valid", total, "calls") as tick:
         pipeline.bench = replace(pipeline.bench, advance=tick)
-        led = pipeline.answer([e.request for e in valid])
+        requests = [e.request for e in valid]
+        led = pipeline.answer(requests[: settings.chunk])
+        say_corrected(settings, run)
+        led += pipeline.answer(requests[settings.chunk :])
     rows = []
     for place, (example, answer) in enumerate(zip(valid, led, strict=True)):
         row = {**example.to_json(), "pipeline": [call.to_json() for call in answer.calls], "pipeline_raw": answer.raw}
@@ -63,7 +89,13 @@ def _measure(settings: Settings, run: Run, engine: Engine, folder: Path) -> dict
     summary = {"plain_prompt": _share(run, plain_rows, plain), "pipeline": _share(run, valid, led)}
     for name, (share, low, high, n) in summary.items():
         run.progress.note(f"  {name}: {share:.3f} exact on valid [{low:.3f}, {high:.3f}], n {n}")
-    return {f"valid_{name}": figures for name, figures in summary.items()}
+    return {f"valid_{name}": figures for name, figures in summary.items()}, _costs(pipeline)
+
+
+def _costs(pipeline: Pipeline) -> dict[str, Any]:
+    """What each step took for its requests, as plain values."""
+    fixed = pipeline.bench.shelf.fixed
+    return {name: asdict(spent) for name, spent in pipeline.costs_by_step.items() if name not in fixed}
 
 
 def _share(run: Run, examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[float, float, float, int]:
@@ -72,34 +104,46 @@ def _share(run: Run, examples: Sequence[Example], answers: Sequence[Answer]) -> 
     return (hits / max(1, len(gold)), *wilson_interval(hits, len(gold)), len(gold))
 
 
-def _label_pool(settings: Settings, run: Run, engine: Engine) -> list[Example]:
+def _label_pool(settings: Settings, run: Run, engine: Engine, shelf: Shelf) -> tuple[list[Example], dict[str, Any]]:
+    """The pool's rows with answers and verdicts, and what each step took."""
     pool = run.task.unlabelled[: settings.pool_rows]
-    pipeline = pipeline_of(settings, run, engine, "pipeline on the pool")
+    pipeline = pipeline_of(settings, run, engine, "pipeline on the pool", shelf=shelf)
     total = len(pool) * pipeline.calls_per_request
     with run.progress.task("labelling the pool", total, "calls") as tick:
         pipeline.bench = replace(pipeline.bench, advance=tick)
-        answers = _answered(pipeline, pool)
+        traces = pipeline.trace([example.request for example in pool])
     labelled = []
-    for example, answer in zip(pool, answers, strict=True):
+    for example, trace in zip(pool, traces, strict=True):
+        answer = _answer_of(trace, pipeline.name)
         # Words that nobody could read are no "no call": that would be learned.
         unread = Verdict("fail", 0.0, "unreadable answer")
         verdict = run.task.verify(example.request, answer.calls) if answer.readable else unread
-        provenance = {**example.provenance, "source": "pool", "by": "pipeline"}
+        provenance = {**example.provenance, "source": "pool", "by": "pipeline", **_retries(trace), **_remarks(trace)}
         labelled.append(replace(example, answer=answer, verdict=verdict, provenance=provenance))
-    return labelled
+    return labelled, _costs(pipeline)
 
 
-def _answered(answerer: Answerer, examples: Sequence[Example]) -> list[Answer]:
-    return answerer.answer([example.request for example in examples])
+def _retries(trace: Trace) -> dict[str, int]:
+    """How often the verifier handed the answer back; nothing where it never did."""
+    count = sum(spent.calls for name, spent in trace.steps if name.split(" ")[0] == "check")
+    return {"retries": count} if count else {}
+
+
+def _remarks(trace: Trace) -> dict[str, Any]:
+    """Which engine answered, where a step chose one, and what steps had to say; nothing where they had not."""
+    return ({"engine": trace.by} if trace.by else {}) | ({"notes": list(trace.notes)} if trace.notes else {})
 
 
 def _pool_summary(run: Run, pool: Sequence[Example], kept: Sequence[Example]) -> dict[str, Any]:
     """How right the labels are, where the pool's gold is known. It is measured here and used for nothing."""
     gold, tools = run.task.pool_gold, run.task.tool_map
     ids = {example.request.id for example in kept}
+    requests = {example.request.id: example.request for example in pool}
     known = [e for e in pool if e.request.id in gold and e.answer is not None]
     right = [exact(e.answer.calls if e.answer else (), gold[e.request.id], tools) for e in known]
-    kept_right = [hit for hit, e in zip(right, known, strict=True) if e.request.id in ids]
+    # A curator may have mended an answer; of a request that it changed, such as by stand-ins, gold is not known.
+    same = [e for e in kept if e.request.id in gold and e.answer and requests.get(e.request.id) == e.request]
+    kept_right = [exact(e.answer.calls if e.answer else (), gold[e.request.id], tools) for e in same]
     summary = {"pool_rows": len(pool), "train_rows": len(kept), "pool_kept": sum(e.request.id in ids for e in pool)}
     if known:
         run.progress.note(

@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from supertiny.core.ledger import LedgerEngine
-from supertiny.core.methods import build
+from supertiny.core.methods import build, own_methods
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Answer, Cost, Prompt, Request, Sampling
+from supertiny.core.records import Answer, Request
 from supertiny.core.run import Run
-from supertiny.core.scoring import typed
-from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.prompting import function_list
+from supertiny.core.task import STEPS, Task
+from supertiny.prototype.bench import Bench, Shelf, StepCost, Trace
 from supertiny.prototype.settings import Settings
+from supertiny.prototype.steps.plain import Plain
 
 
 class Pipeline:
@@ -28,6 +27,7 @@ class Pipeline:
         self.steps = steps
         self.bench = bench
         self.chunk = chunk
+        self._spent: dict[str, StepCost] = {}
 
     @property
     def calls_per_request(self) -> float:
@@ -38,21 +38,52 @@ class Pipeline:
     def bytes(self) -> int:
         return getattr(_bare(self.bench.engine), "bytes", 0)
 
+    @property
+    def costs_by_step(self) -> dict[str, StepCost]:
+        """What each step took for the requests that were answered so far, and what was paid once, by what for."""
+        return {**self._spent, **self.bench.shelf.fixed}
+
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        answers: list[Answer] = []
+        return [_answer_of(trace, self.name) for trace in self.trace(requests)]
+
+    def trace(self, requests: Sequence[Request]) -> list[Trace]:
+        """The requests' traces at the end of the pipeline, with the price of each step."""
+        names = step_names(self.steps)
+        finished: list[Trace] = []
         for start in range(0, len(requests), self.chunk):
             traces = [Trace(request) for request in requests[start : start + self.chunk]]
-            for step in self.steps:
-                traces = step.run(traces, self.bench)
-            answers += [_answer_of(trace, self.name) for trace in traces]
-        return answers
+            for name, step in zip(names, self.steps, strict=True):
+                traces = self._step(name, step, traces)
+            finished += traces
+        return finished
+
+    def _step(self, name: str, step: Any, traces: Sequence[Trace]) -> list[Trace]:
+        done = []
+        for before, after in zip(traces, step.run(traces, self.bench), strict=True):
+            spent = after.spent - before.spent
+            self._spent[name] = self._spent.get(name, StepCost()) + spent
+            done.append(replace(after, steps=(*before.steps, (name, spent))))
+        return done
 
     def without_ledger(self) -> Pipeline:
         """The same pipeline that computes every call, to measure its latency; calls with a price are still billed."""
-        return Pipeline(self.steps, replace(self.bench, engine=_unread(self.bench.engine)), self.chunk)
+        bench = self.bench
+        free = replace(bench, engine=_unread(bench.engine), wrap=lambda engine: _unread(bench.wrap(engine)))
+        return Pipeline(self.steps, free, self.chunk)
 
     def close(self) -> None:
+        self.bench.shelf.close()
         self.bench.engine.close()
+
+
+def step_names(steps: Sequence[Any]) -> list[str]:
+    """The steps' names, as a recipe has them; a number tells apart those that are there several times."""
+    names: list[str] = []
+    for step in steps:
+        name = type(step).__module__.rpartition(".")[2]
+        count = sum(known.split(" ")[0] == name for known in names)
+        names.append(f"{name} {count + 1}" if count else name)
+    return names
 
 
 class PlainPrompt:
@@ -72,24 +103,9 @@ class PlainPrompt:
         return getattr(_bare(self.engine), "bytes", 0)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        prompts = [self._prompt(request) for request in requests]
-        grammars = [self.form.grammar(request.tools or self.task.tools) for request in requests]
-        done = self.engine.complete(prompts, Sampling(128), grammars, lambda index, completion: self.advance(1))
-        answers = []
-        for request, completion in zip(requests, done, strict=True):
-            dollars = self.engine.price.dollars(
-                completion.tokens_in, completion.tokens_out, completion.tokens_cached, completion.seconds
-            )
-            cost = Cost(
-                dollars, completion.seconds, completion.tokens_in, completion.tokens_out, completion.tokens_cached
-            )
-            try:
-                known = {tool.name: tool for tool in request.tools or self.task.tools}
-                read = typed(self.form.decode(completion.text), known)
-            except ValueError:
-                read = Answer(readable=False)
-            answers.append(replace(read, cost=cost, by=self.name, raw=completion.text))
-        return answers
+        bench = Bench(self.engine, self.task, self.form, NearestExamples(()), 0, self.advance)
+        traces = Plain().run([Trace(request) for request in requests], bench)
+        return [_answer_of(trace, self.name) for trace in traces]
 
     def without_ledger(self) -> PlainPrompt:
         """The same prompt, computed every time; calls with a price are still billed."""
@@ -97,14 +113,6 @@ class PlainPrompt:
 
     def close(self) -> None:
         self.engine.close()
-
-    def _prompt(self, request: Request) -> Prompt:
-        words = (
-            f"{self.task.description}\n\n{function_list(request.tools or self.task.tools)}\n\n"
-            'Answer with a JSON list of calls, [{"name": ..., "arguments": {...}}], and nothing else. '
-            "Answer [] when no function serves the request."
-        )
-        return Prompt(({"role": "system", "content": words}, *request.messages), shared=1)
 
 
 def _answer_of(trace: Trace, name: str) -> Answer:
@@ -132,19 +140,31 @@ def open_engine(settings: Settings) -> Engine:
 
 
 def pipeline_of(
-    settings: Settings, run: Run, engine: Engine, purpose: str, advance: Callable[[float], None] = lambda count: None
+    settings: Settings,
+    run: Run,
+    engine: Engine,
+    purpose: str,
+    advance: Callable[[float], None] = lambda count: None,
+    shelf: Shelf | None = None,
 ) -> Pipeline:
-    """The recipe's pipeline on a loaded engine, behind the run's ledger."""
+    """The recipe's pipeline on a loaded engine, behind the run's ledger.
+
+    Pipelines that are given the same `shelf` share the engines that steps bring along; whoever made it closes it.
+    """
     bench = Bench(
         engine=run.ledger.wrap(engine, purpose),
-        task=run.task,
+        task=replace(run.task, description=settings.wording) if settings.wording else run.task,
         form=build("formats", settings.format, "prototype.format"),
         nearest=NearestExamples(run.task.labelled),
         seed=run.seed,
         advance=advance,
+        note=run.progress.note,
+        wrap=lambda own: run.ledger.wrap(own, purpose),
+        shelf=shelf or Shelf(),
     )
     places = [f"prototype.steps.{number}" for number in range(len(settings.steps))]
-    steps = [build("steps", block, place) for block, place in zip(settings.steps, places, strict=True)]
+    own = own_methods("steps", run.task.folder / STEPS)
+    steps = [build("steps", block, place, own) for block, place in zip(settings.steps, places, strict=True)]
     return Pipeline(steps, bench, settings.chunk)
 
 

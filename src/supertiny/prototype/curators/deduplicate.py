@@ -17,6 +17,7 @@ from supertiny.core.leaks import asked_text, jaccard
 from supertiny.core.records import Call, Example
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task
+from supertiny.prototype.curators._reasons import left_out
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class Deduplicate:
             calls = _calls(examples[place])
             signature = MinHash(num_perm=self.permutations, seed=seed + 1)
             signature.update_batch([gram.encode() for gram in sorted(grams)])
-            if any(
-                jaccard(grams, kept[near]) >= self.similarity and exact(calls, _calls(examples[near]), task.tool_map)
+            same = (
+                near
                 for near in index.query(signature)
-            ):
+                if jaccard(grams, kept[near]) >= self.similarity and exact(calls, _calls(examples[near]), task.tool_map)
+            )
+            if (near := next(same, None)) is not None:
+                left_out(examples[place], f"says the same as row {examples[near].request.id}")
                 continue
             index.insert(place, signature)
             kept[place] = grams

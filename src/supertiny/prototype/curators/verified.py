@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from supertiny.core.records import Example
 from supertiny.core.task import Task
+from supertiny.prototype.curators._reasons import is_labelled, left_out
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,26 @@ class Verified:
     """Whether answers stay that the verifier can neither pass nor fail, such as "no call"."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
-        return [example for example in examples if self._keeps(example)]
+        kept = []
+        for example in examples:
+            problem = self._problem(example)
+            if problem:
+                left_out(example, problem)
+            else:
+                kept.append(example)
+        return kept
 
-    def _keeps(self, example: Example) -> bool:
-        if example.provenance.get("source") == "labelled":
-            return True
-        if example.answer is None or example.verdict is None or example.verdict.outcome == "fail":
-            return False
-        sure = example.answer.confidence is None or example.answer.confidence >= self.least_confidence
-        return sure and (example.verdict.outcome == "pass" or self.keep_abstained)
+    def _problem(self, example: Example) -> str:
+        """Why an example is not kept; nothing where it is."""
+        if is_labelled(example):
+            return ""
+        if example.answer is None or example.verdict is None:
+            return "nobody judged it"
+        if example.verdict.outcome == "fail":
+            return f"the verifier fails it: {example.verdict.reason}"
+        confidence = example.answer.confidence
+        if confidence is not None and confidence < self.least_confidence:
+            return f"only {confidence:.0%} of the votes are for it"
+        if example.verdict.outcome != "pass" and not self.keep_abstained:
+            return f"the verifier abstains: {example.verdict.reason}"
+        return ""

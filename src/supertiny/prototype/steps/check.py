@@ -24,7 +24,7 @@ class Check:
     calls_per_request = 0.3
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        complaints = {place: said for place, trace in enumerate(traces) if (said := self._complaint(trace, bench))}
+        complaints = {place: said for place, trace in enumerate(traces) if (said := bench.complaint(trace))}
         failed = [traces[place] for place in complaints]
         prompts = [self._again(trace, said, bench) for trace, said in zip(failed, complaints.values(), strict=True)]
         tools = [bench.tools_of(trace) for trace in failed]
@@ -32,18 +32,14 @@ class Check:
         for place, second in zip(
             complaints, bench.call(failed, prompts, Sampling(self.max_tokens), tools), strict=True
         ):
-            mended = second.calls is not None and not self._complaint(second, bench)
-            checked[place] = replace(second, tool=None) if mended else replace(traces[place], cost=second.cost)
+            mended = second.calls is not None and not bench.complaint(second)
+            checked[place] = (
+                replace(second, tool=None, candidates=(), results=()) if mended else traces[place].billed_as(second)
+            )
         return checked
 
-    def _complaint(self, trace: Trace, bench: Bench) -> str:
-        if trace.calls is None:
-            return "this is not a call in the format"
-        verdict = bench.task.verify(trace.request, trace.calls)
-        return verdict.reason or "the call is not valid" if verdict.outcome == "fail" else ""
-
     def _again(self, trace: Trace, complaint: str, bench: Bench) -> Prompt:
-        first = bench.prompt(trace)
+        first = bench.prompt(replace(trace, candidates=()))  # perhaps the right function was left out
         none = bench.form.write(Answer())
         turns = (
             {"role": "assistant", "content": trace.raw},

@@ -14,7 +14,10 @@ from supertiny.prototype.bench import Bench, Trace
 
 @dataclass(frozen=True)
 class Fill:
-    """One completion per request that was not routed to "none"."""
+    """One completion per request that was not routed to "none".
+
+    Several calls stand where one of them is of the chosen function; of several candidates, calls of these alone.
+    """
 
     max_tokens: int = 96
     """Tokens that an answer may have."""
@@ -33,4 +36,5 @@ class Fill:
 
     def _tools(self, trace: Trace, bench: Bench) -> Sequence[Tool]:
         tools = bench.tools_of(trace)
-        return [tool for tool in tools if tool.name == trace.tool] if trace.tool else tools
+        names = (trace.tool,) if trace.tool else trace.candidates
+        return [tool for tool in tools if tool.name in names] if names else tools

@@ -1,6 +1,9 @@
-"""Chooses the function for the request, or none, under a grammar of the functions' names.
+"""Chooses the function for the request, or none: by a grammar of the functions' names, or by their probabilities.
 
+Paper: Yang et al., Improving Probability-based Prompt Selection Through Unified Evaluation and Analysis, 2023,
+arXiv:2305.14877, whose calibration by marginalisation `logprob` uses.
 Use when: there are many functions; the arguments can then be filled under the one function's schema.
+Differs from the paper: the mean is over all requests with the same functions so far, and is used from the eighth on.
 """
 
 from __future__ import annotations
@@ -8,23 +11,53 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
 
 from supertiny.core.records import Answer, Grammar, Sampling
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.steps._labels import Marginals, Shares, label_shares, label_text
 
 
 @dataclass(frozen=True)
 class Route:
-    """One short completion per request; what it has read of the prompt is reused by `fill`."""
+    """One short completion per request; what it has read of the prompt is reused by `fill`.
+
+    A request that needs several functions keeps them: `fill` accepts further calls beside the chosen function's.
+    `logprob` reads the prompt once for each function: it suits engines that share what they have read.
+    """
 
     max_tokens: int = 16
     """Tokens that a function's name may have."""
+    by: Literal["grammar", "logprob"] = "grammar"
+    """What decides: one completion that is a function's name, or the log-probability of each name, all in one batch."""
+    calibrate: bool = True
+    """With `logprob`: whether each function's probability is divided by its mean over requests."""
+    length: Literal["sum", "mean"] = "sum"
+    """With `logprob`: whether a name counts by the sum or the mean of its tokens' log-probabilities."""
+    keep: Annotated[int, Field(ge=1)] = 1
+    """With `logprob`: functions that are left to choose from; of several, later steps see these alone."""
 
-    calls_per_request = 1.0
+    def __post_init__(self) -> None:
+        if self.by == "grammar" and self.keep > 1:
+            raise ValueError("keep: a grammar chooses one function; take by: logprob to keep several")
+
+    @property
+    def calls_per_request(self) -> float:
+        return 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("token_scores",) if self.by == "logprob" else ()
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
+        return self._by_logprob(traces, bench) if self.by == "logprob" else self._by_grammar(traces, bench)
+
+    def _by_grammar(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         none = bench.form.write(Answer())
-        names = [[tool.name for tool in trace.request.tools or bench.task.tools] for trace in traces]
+        names = [[tool.name for tool in bench.tools_of(trace)] for trace in traces]
         ways = ["|".join(re.escape(word) for word in [*known, none]) for known in names]
         grammars = [Grammar("regex", f"({way})") for way in ways]
         prompts = [bench.prompt(trace) for trace in traces]
@@ -35,3 +68,24 @@ class Route:
             tool = "" if word == none else word if word in known else None  # None: `fill` chooses among all
             routed.append(replace(trace, tool=tool, calls=() if tool == "" else None, raw=completion.text))
         return routed
+
+    def _by_logprob(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
+        labels = [("", *(tool.name for tool in bench.tools_of(trace))) for trace in traces]
+        texts = [[label_text(bench.form, name) for name in names] for names in labels]
+        paid, scores = bench.score(traces, [bench.prompt(trace) for trace in traces], texts)
+        shares = [label_shares(own, self.length == "mean") for own in scores]
+        if self.calibrate:
+            seen = Marginals.of(bench.shelf, f"{bench.engine.name} {bench.form} {self}")
+            for names, own in zip(labels, shares, strict=True):
+                seen.see(names, own)
+            shares = [seen.calibrated(names, own) for names, own in zip(labels, shares, strict=True)]
+        return [self._routed(*row, none=bench.form.write(Answer())) for row in zip(paid, labels, shares, strict=True)]
+
+    def _routed(self, trace: Trace, names: Sequence[str], shares: Shares, none: str) -> Trace:
+        order = [names[place] for place in np.argsort(-shares, kind="stable")]
+        if self.keep == 1:
+            tool = order[0]
+            return replace(trace, tool=tool, calls=None if tool else (), raw=tool or none)
+        # Whether a call is made at all is left to `fill`: it may write none whatever the candidates are.
+        kept = tuple(name for name in order[: self.keep] if name)
+        return replace(trace, tool=None, candidates=kept, calls=None, raw=" ".join(kept))

@@ -1,0 +1,217 @@
+"""Requests to a server that fails at every fourth try: none lost, none paid twice, no budget crossed, also when killed.
+
+Three runs against a server in a process of its own, and one without faults. `killed`: the labelling process is ended by
+kill -9 at random moments and started again on the same ledger; the server honours `Idempotency-Key`. `budget`: the same
+with a budget that is too small, against a server that ignores the key, so that every lost try is on its bill. Then the
+throughput with 64 requests under way, over what the server's delay allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from benchmarks._faulty_server import DOLLARS_PER_MILLION_IN, DOLLARS_PER_MILLION_OUT, SHARES, Plan
+from benchmarks._table import arguments, publish
+from supertiny.core.errors import BudgetReached
+from supertiny.core.ledger import Budget, Ledger
+from supertiny.core.methods import build
+from supertiny.core.records import Prompt, Sampling, Tool
+from supertiny.formats._lawful import complete_lawfully, is_lawful
+
+ROOT = Path(__file__).parents[1]
+CONCURRENCY = 64
+TOOLS = [
+    Tool("set_light", "Switches a light", {"type": "object", "properties": {"number": {"type": "integer"}}}),
+    Tool("none", "Nothing serves", {"type": "object", "properties": {}}),
+]
+SAMPLING = Sampling(max_tokens=40)
+OVER_BUDGET = 3  # exit status of a child that the budget stopped
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], "faults")
+    parser.add_argument("--seed", type=int, default=7, help="of faults and kills")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        sys.exit(_label(**options.child))
+    count = 150 if options.quick else 1000
+    kills = 10
+    killed = faulty_run(count, kills, options.seed, budget=count * 0.01, honours=True)
+    # The budget must hold some times 64 calls at their worst, or it is used up by what is under way.
+    most = 400 if options.quick else count
+    small = faulty_run(most, 3 if options.quick else kills, options.seed, budget=most * 0.0008, honours=False)
+    print("without faults", file=sys.stderr, flush=True)
+    share, rate = throughput(CONCURRENCY * (5 if options.quick else 15))
+    runs = (killed, small)
+    publish(
+        f"faults: {count} requests, {killed['faulty_share']:.0%} of the tries faulty, {killed['kills']} kills",
+        [
+            ("requests", "requests of the run with kills", float(count)),
+            ("lost", "of these without a right answer in the end", float(killed["lost"])),
+            ("paid_twice", "answers billed again; the server honours keys", float(killed["paid_twice"])),
+            ("over_budget", "runs whose bill is above their budget", float(sum(run["over"] for run in runs))),
+            ("kills", "kill -9 while requests were under way", float(killed["kills"])),
+            ("throughput_share", f"{CONCURRENCY} under way, over what the delay allows", share),
+            ("requests_per_second", "the same, absolutely", rate),
+            ("retries", "tries beyond one a call", float(killed["retries"])),
+            ("faulty_share", "of all tries", killed["faulty_share"]),
+            (
+                "billed_but_lost",
+                "answers billed that did not arrive; they were sent again",
+                float(killed["lost_answers"]),
+            ),
+            ("tries_told_lost", "tries that the ledger counts as perhaps billed", float(killed["told_lost"])),
+            ("budget_dollars", f"the small budget, for {most} requests", small["budget"]),
+            ("budget_kills", "kill -9 under it", float(small["kills"])),
+            ("budget_billed_dollars", "what the server bills under it", small["dollars"]),
+            ("budget_told_dollars", "what the ledger says at most", small["told"]),
+            ("paid_again_keys_ignored", "answers billed again by a server without keys", float(small["paid_twice"])),
+        ],
+        ["supertiny", "httpx", "uvicorn", "starlette"],
+        options.json,
+    )
+
+
+def faulty_run(count: int, kills: int, seed: int, budget: float, honours: bool) -> dict[str, Any]:
+    """Labels until it is done or the budget is reached, killed `kills` times; gives what server and ledger say."""
+    plan = {"seed": seed, "shares": SHARES, "delay_seconds": 0.25, "honours_keys": honours}
+    with tempfile.TemporaryDirectory() as folder, server_of(plan) as url:
+        place, generator = Path(folder) / "ledger.sqlite", Random(seed)
+        child = {"place": str(place), "url": url, "count": count, "budget": budget}
+        # Where the budget stops the run earlier, the last kills come before that.
+        goals = sorted(generator.sample(range(1, int(count * (0.9 if honours else 0.25))), kills))
+        done = sum(_killed(child, url, goal, generator) for goal in goals)
+        print(f"{done} kills, {stats(url)['billed']:.0f} answers billed", file=sys.stderr, flush=True)
+        status = subprocess.run(_command(child), cwd=ROOT, check=False).returncode
+        if status not in (0, OVER_BUDGET):
+            raise RuntimeError(f"the labelling process ended with status {status}")
+        seen, ledger = stats(url), Ledger(place)
+        calls = sum(bill.calls for bill in ledger.bills())
+        result = {
+            "kills": done,
+            "lost": _missing(ledger, count),
+            "paid_twice": seen["paid_twice"],
+            "lost_answers": seen["billed_but_lost"],
+            "told_lost": sum(bill.calls for bill in ledger.lost()),
+            "retries": seen["tries"] - calls,
+            "faulty_share": seen["faults"] / seen["tries"],
+            "budget": budget,
+            "dollars": seen["dollars"],
+            "told": ledger.spent().dollars,
+            "over": seen["dollars"] > budget or ledger.spent().dollars > budget,
+        }
+        ledger.close()
+        return result
+
+
+def throughput(count: int) -> tuple[float, float]:
+    """Requests a second against a server that takes two for each, over what that allows; and the rate itself."""
+    delay = 2.0  # as an answer of some fifty tokens takes
+    with tempfile.TemporaryDirectory() as folder, server_of({"delay_seconds": delay}) as url:
+        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        engine = ledger.wrap(_engine(url), "throughput")
+        prompts = prompts_of(count)
+        began = time.perf_counter()
+        engine.complete(prompts, SAMPLING)
+        seconds = time.perf_counter() - began
+        ledger.close()
+    return count * delay / CONCURRENCY / seconds, count / seconds
+
+
+def prompts_of(count: int) -> list[Prompt]:
+    system = {"role": "system", "content": "Write calls as JSON."}
+    return [Prompt((system, {"role": "user", "content": f"light {number}"}), shared=1) for number in range(count)]
+
+
+@contextmanager
+def server_of(plan: Mapping[str, Any]) -> Iterator[str]:
+    """Address of a faulty server in a process of its own."""
+    Plan(**plan)
+    command = [sys.executable, "-m", "benchmarks._faulty_server", "--plan", json.dumps(plan)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def stats(url: str) -> dict[str, float]:
+    seen: dict[str, float] = httpx.get(url.removesuffix("/v1") + "/stats", timeout=30).json()
+    return seen
+
+
+def _killed(child: Mapping[str, Any], url: str, goal: int, generator: Random) -> int:
+    """Starts the labelling process and kills it soon after the server has billed `goal` answers; 1 where it lived."""
+    process = subprocess.Popen(_command(child), cwd=ROOT)
+    before = stats(url)["tries"]
+    while process.poll() is None:
+        seen = stats(url)
+        if seen["billed"] >= goal and seen["tries"] > before:
+            break
+        time.sleep(0.01)
+    time.sleep(generator.uniform(0, 0.2))
+    process.send_signal(signal.SIGKILL)
+    return int(process.wait() == -signal.SIGKILL)
+
+
+def _command(child: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.faults", "--child", json.dumps(child)]
+
+
+def _engine(url: str) -> Any:
+    block = {
+        "method": "openai",
+        "model": "small-one",
+        "base_url": url,
+        "dialect": "vllm",  # so that the second try after a wrong answer goes under a grammar
+        "concurrency": CONCURRENCY,
+        "timeout_seconds": 1.5,
+        "backoff_seconds": 0.2,
+        "dollars_per_million_in": DOLLARS_PER_MILLION_IN,
+        "dollars_per_million_out": DOLLARS_PER_MILLION_OUT,
+    }
+    return build("engines", block).open()
+
+
+def _label(place: str, url: str, count: int, budget: float) -> int:
+    """What is killed: answers all requests with lawful calls, through the ledger."""
+    ledger = Ledger(Path(place), Budget(dollars=budget))
+    engine, prompts = ledger.wrap(_engine(url), "labels"), prompts_of(count)
+    try:
+        complete_lawfully(engine, prompts, SAMPLING, build("formats", "chat_json"), [TOOLS] * count)
+    except BudgetReached:
+        return OVER_BUDGET
+    return 0
+
+
+def _missing(ledger: Ledger, count: int) -> int:
+    """Requests for which the ledger holds no lawful call with their own number."""
+    form, tools = build("formats", "chat_json"), {tool.name: tool for tool in TOOLS}
+    right = set()
+    for prompt, key in ledger.ask("SELECT prompt, key FROM calls"):
+        number = json.loads(prompt)["messages"][-1]["content"].rpartition(" ")[2]
+        completion = ledger.find(key)
+        if completion is not None and is_lawful(completion, form, tools):
+            (call,) = form.decode(completion.text).calls
+            right |= {int(number)} if call.arguments.get("number") == int(number) else set()
+    return len(set(range(count)) - right)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""What a provider may have billed before its answer is in the ledger: calls under way, tries cut off, kills.
+
+The intent of a call is written down before it is sent, with a key that goes along as `Idempotency-Key`. Whoever is
+killed finds the key again and sends it again: a provider that honours it answers anew without billing. One that ignores
+it may bill a call again that was under way at the kill, `concurrency` of them at most, and a try that was cut off.
+Against the budget every try counts at its worst until its answer has come.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from supertiny.core.errors import BudgetReached
+from supertiny.core.protocols import Done, Engine
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from supertiny.core.ledger import Ledger
+
+SCHEMA = (
+    """
+    CREATE TABLE IF NOT EXISTS pending (
+        key TEXT PRIMARY KEY,        -- as in calls
+        sent TEXT NOT NULL,          -- what goes along as Idempotency-Key
+        purpose TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        dollars REAL NOT NULL,       -- of one try, at its worst
+        tokens INTEGER NOT NULL,     -- of one try, at its worst
+        tries INTEGER NOT NULL,      -- that may have been billed, with the one under way
+        batch TEXT NOT NULL          -- the provider's batch that the call went into; empty where it went alone
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS lost (
+        purpose TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        tries INTEGER NOT NULL,      -- that may have been billed and gave no answer that is kept
+        dollars REAL NOT NULL,
+        tokens INTEGER NOT NULL,
+        seconds REAL NOT NULL,       -- of the engine's time that belong to no call
+        at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+    )
+    """,
+)
+_TURN_TOKENS, _TEMPLATE_TOKENS = 16, 64
+_KEPT_SHARE = 0.01  # of a budget of minutes: what ending takes
+
+
+class HostedEngine(Engine, Protocol):
+    """An engine whose calls are paid one by one, and which therefore asks before each try."""
+
+    def complete_paid(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        grammar: Sequence[Grammar | None] | None,
+        done: Done,
+        payments: Payments | Unrecorded,
+    ) -> list[Completion]:
+        """As `complete`; every try is told to `payments` before it is sent and after it ended without an answer."""
+        ...
+
+
+@dataclass
+class Spent:
+    """Sums of what is recorded, and at its worst of what is not known yet."""
+
+    dollars: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, dollars: float, tokens: int, seconds: float = 0.0) -> None:
+        self.dollars += dollars
+        self.tokens += tokens
+        self.seconds += seconds
+
+
+@dataclass
+class PaidCall:
+    """One call of a batch, and what is known of its tries."""
+
+    key: str
+    prompt: Prompt
+    grammar: Grammar | None
+    sent: str = ""
+    tries: int = 0
+    batch: str = ""
+    dollars: float = 0.0
+    tokens: int = 0
+
+
+class Payments:
+    """Keeps the account of one batch of calls to a hosted engine. Indexes are places in `calls`."""
+
+    def __init__(
+        self, ledger: Ledger, engine: Engine, purpose: str, calls: Sequence[PaidCall], sampling: Sampling
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._purpose = purpose
+        self._sampling = sampling
+        self._calls = list(calls)
+        self._open: set[int] = set()  # begun, and neither answered nor known to be refused for good
+        self._blocked: set[int] = set()  # wait for room in the budget
+        self._longest_seconds = 0.0
+        self._last = time.perf_counter()
+        for call in self._calls:
+            self._know(call)
+
+    def begin(self, index: int) -> str | None:
+        """Notes a try before it is sent; gives the key to send along, or None where another call must end first.
+
+        Raises BudgetReached where the try could cross the budget and no other call is under way whose answer could show
+        that less was spent.
+        """
+        call = self._calls[index]
+        over = self._over(call)
+        # Who waits already goes first: a call with lost tries holds a part of the budget until it is answered.
+        waits = over or (index not in self._blocked and self._blocked)
+        if waits and self._open - self._blocked - {index}:
+            self._blocked.add(index)
+            return None
+        self._blocked.discard(index)
+        if over or self._is_late():
+            limit = over or f"{self._ledger.budget.minutes:g} minutes"
+            raise BudgetReached(
+                f"the budget of {limit} is reached: the next call could cross it",
+                "raise prototype.budget and run the same command to go on; nothing paid is lost",
+            )
+        call.sent = call.sent or uuid.uuid4().hex
+        call.tries += 1
+        call.batch = ""
+        self._open.add(index)
+        self._ledger.add_pending(call.dollars, call.tokens)
+        self._write(call)
+        return call.sent
+
+    def end(self, index: int, billed: bool, new_key: bool = False) -> None:
+        """A try gave no answer; `billed` says whether the provider may bill it.
+
+        What was certainly not billed is forgotten, its key too: some providers answer a key again with the refusal.
+        """
+        call = self._calls[index]
+        if not billed:
+            call.tries -= 1
+            self._ledger.add_pending(-call.dollars, -call.tokens)
+        if new_key or not call.tries:
+            call.sent = ""
+        call.batch = ""
+        if call.tries:
+            self._write(call)
+        else:
+            self._ledger.change(("DELETE FROM pending WHERE key = ?", (call.key,)))
+
+    def settle(self) -> None:
+        """No call is under way or waits: what was begun before is answered, or tried again by a new `begin`."""
+        self._open.clear()
+        self._blocked.clear()
+
+    def store(self, index: int, completion: Completion) -> Completion:
+        """Records an answer and what its lost tries may have cost; gives it with its share of the engine's time."""
+        call = self._calls[index]
+        now = time.perf_counter()
+        self._longest_seconds = max(self._longest_seconds, completion.seconds)
+        shared = replace(completion, seconds=now - self._last)
+        self._last = now
+        shared = self._billed(call, shared)
+        lost = max(0, call.tries - 1)
+        # A lost try read the same prompt, and wrote no more than it was allowed to.
+        most = self._sampling.max_tokens
+        rows = [("DELETE FROM pending WHERE key = ?", (call.key,))]
+        if lost:
+            dollars = self._engine.price.dollars(shared.tokens_in, most)
+            rows.append(self._ledger.lose(self._purpose, self._engine.name, lost, dollars, shared.tokens_in + most))
+        if shared.finish == "error":  # paid, but no answer
+            cost = self._engine.price.dollars(shared.tokens_in, shared.tokens_out, shared.tokens_cached)
+            tokens = shared.tokens_in + shared.tokens_out
+            rows.append(self._ledger.lose(self._purpose, self._engine.name, 1, cost, tokens, shared.seconds))
+            self._ledger.change(*rows)
+        else:
+            self._ledger.store(call.key, self._purpose, self._engine, call.prompt, shared, rows)
+        self._ledger.add_pending(-call.dollars * call.tries, -call.tokens * call.tries)
+        self._open.discard(index)
+        call.tries = 0
+        return shared
+
+    def close(self) -> None:
+        """The engine has stopped: time since its last answer belongs to no call, and counts."""
+        now = time.perf_counter()
+        if self._ledger.budget.minutes is not None and now > self._last:
+            row = self._ledger.lose(self._purpose, self._engine.name, 0, 0.0, 0, now - self._last)
+            self._ledger.change(row)
+        self._last = now
+
+    def seconds_left(self) -> float:
+        """Until the budget of minutes is used up; infinite where there is none."""
+        minutes = self._ledger.budget.minutes
+        if minutes is None:
+            return float("inf")
+        running = time.perf_counter() - self._last
+        return minutes * 60 * (1 - _KEPT_SHARE) - self._ledger.spent().seconds - running
+
+    def batch_of(self, index: int) -> str:
+        """The provider's batch that the call went into and was not read from yet; empty where there is none."""
+        return self._calls[index].batch
+
+    def key_of(self, index: int) -> str:
+        """The key under which the call was sent last."""
+        return self._calls[index].sent
+
+    def put_into(self, batch: str, indexes: Sequence[int]) -> None:
+        """Notes the batch of calls that `begin` has allowed."""
+        for index in indexes:
+            self._calls[index].batch = batch
+        rows = [("UPDATE pending SET batch = ? WHERE key = ?", (batch, self._calls[i].key)) for i in indexes]
+        self._ledger.change(*rows)
+
+    def _know(self, call: PaidCall) -> None:
+        """What an earlier process noted of this call, and what a try costs at its worst."""
+        known = self._ledger.ask("SELECT sent, tries, batch, dollars, tokens FROM pending WHERE key = ?", (call.key,))
+        tokens_in = worst_tokens_in(call.prompt, call.grammar)
+        call.tokens = tokens_in + self._sampling.max_tokens
+        call.dollars = self._engine.price.dollars(tokens_in, self._sampling.max_tokens)
+        if known:
+            call.sent, call.tries, call.batch, dollars, tokens = known[0]
+            if (dollars, tokens) != (call.dollars, call.tokens):  # another price since then
+                self._ledger.add_pending((call.dollars - dollars) * call.tries, (call.tokens - tokens) * call.tries)
+
+    def _write(self, call: PaidCall) -> None:
+        columns = "key, sent, purpose, engine, dollars, tokens, tries, batch"
+        row = (call.key, call.sent, self._purpose, self._engine.name, call.dollars, call.tokens, call.tries, call.batch)
+        self._ledger.change((f"INSERT OR REPLACE INTO pending ({columns}) VALUES (?,?,?,?,?,?,?,?)", row))
+
+    def _over(self, call: PaidCall) -> str:
+        """Limits that one more try of this call could cross, besides all that is pending."""
+        budget, spent = self._ledger.budget, self._ledger.spent()
+        dollars, tokens = spent.dollars + call.dollars, spent.tokens + call.tokens
+        over = [f"{budget.dollars:g} dollars"] if budget.dollars is not None and dollars > budget.dollars else []
+        over += [f"{budget.tokens:g} tokens"] if budget.tokens is not None and tokens > budget.tokens else []
+        return " and ".join(over)
+
+    def _is_late(self) -> bool:
+        return self.seconds_left() <= self._longest_seconds
+
+    def _billed(self, call: PaidCall, completion: Completion) -> Completion:
+        """A server that does not say what it billed is taken at the worst, where tokens cost money or are counted."""
+        if completion.tokens_in or completion.tokens_out:
+            return completion
+        if self._engine.price.dollars(1, 1) <= 0 and self._ledger.budget.tokens is None:
+            return completion
+        most = self._sampling.max_tokens
+        return replace(completion, tokens_in=call.tokens - most, tokens_out=most)
+
+
+class Unrecorded:
+    """Stands where Payments would for calls without a ledger: each gets a key, and no budget holds."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, str] = {}
+        self._batches: dict[int, str] = {}
+        self._doubtful: set[int] = set()
+
+    def begin(self, index: int) -> str | None:
+        """The key to send along."""
+        self._batches.pop(index, None)
+        return self._keys.setdefault(index, uuid.uuid4().hex)
+
+    def end(self, index: int, billed: bool, new_key: bool = False) -> None:
+        """A try gave no answer."""
+        self._batches.pop(index, None)
+        if billed:
+            self._doubtful.add(index)
+        if new_key or index not in self._doubtful:
+            self._keys.pop(index, None)
+
+    def settle(self) -> None:
+        """Nothing waits for a budget here."""
+
+    def seconds_left(self) -> float:
+        """Without end."""
+        return float("inf")
+
+    def batch_of(self, index: int) -> str:
+        """The batch that `put_into` noted."""
+        return self._batches.get(index, "")
+
+    def key_of(self, index: int) -> str:
+        """The key of the last `begin`."""
+        return self._keys.get(index, "")
+
+    def put_into(self, batch: str, indexes: Sequence[int]) -> None:
+        """Notes the batch of calls."""
+        self._batches |= dict.fromkeys(indexes, batch)
+
+
+def worst_tokens_in(prompt: Prompt, grammar: Grammar | None = None) -> int:
+    """Tokens that a prompt can have at most.
+
+    A byte-level tokenizer never writes more tokens than there are bytes, besides those that the template puts around
+    each turn and at the beginning; hosted models read the schema too.
+    """
+    said = [prompt.text, grammar.text if grammar else ""]
+    for message in prompt.messages:
+        said += [value if isinstance(value, str) else json.dumps(value) for value in message.values()]
+    read = sum(len(text.encode(errors="replace")) for text in said)
+    return read + _TURN_TOKENS * len(prompt.messages) + _TEMPLATE_TOKENS

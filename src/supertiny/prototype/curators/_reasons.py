@@ -1,0 +1,34 @@
+"""Why a curator left a row out: said to whoever listens, so that the socket stays rows in, rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from supertiny.core.records import Example
+
+_listener: ContextVar[dict[str, str] | None] = ContextVar("listener", default=None)
+
+
+def left_out(example: Example, reason: str) -> None:
+    """Notes the reason under the row's id; without a listener, nothing happens."""
+    heard = _listener.get()
+    if heard is not None:
+        heard[example.request.id] = reason
+
+
+@contextmanager
+def reasons_heard() -> Iterator[dict[str, str]]:
+    """Gives a mapping from a row's id to the reason why it was left out, filled while the block runs."""
+    heard: dict[str, str] = {}
+    token = _listener.set(heard)
+    try:
+        yield heard
+    finally:
+        _listener.reset(token)
+
+
+def is_labelled(example: Example) -> bool:
+    """Whether a row's answer is a person's: gold that the task came with."""
+    return example.provenance.get("source") == "labelled"

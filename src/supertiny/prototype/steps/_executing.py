@@ -1,0 +1,74 @@
+"""Carries calls out by the task's own function: some at a time, each within a time, and never fatal."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from supertiny.core.errors import UserError
+from supertiny.core.records import Call, Request
+from supertiny.core.task import Task
+from supertiny.core.verifying import Execute
+from supertiny.prototype.bench import Result
+
+_SHOWN_CHARACTERS = 400  # of a result, to a model
+
+
+def hook_of(task: Task) -> Execute:
+    """The task's `execute`. Raises UserError where it has none."""
+    if task.execute is None:
+        raise UserError(f"{task.folder / 'hooks.py'} has no function execute(request_text, call)", "write one")
+    return task.execute
+
+
+def carried_out(jobs: Sequence[tuple[Request, Call]], hook: Execute, seconds: float, at_once: int) -> list[Result]:
+    """One result per job, in order. Its function's mistakes are results too; one that takes too long is left alone."""
+    results: list[Result] = []
+    for start in range(0, len(jobs), at_once):
+        batch = jobs[start : start + at_once]
+        boxes: list[list[Result]] = [[] for _ in batch]
+        threads = [
+            # A daemon: a function that never ends must not keep the program from ending.
+            threading.Thread(target=_carry_out, args=(request, call, hook, box), daemon=True)
+            for (request, call), box in zip(batch, boxes, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        ends = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+        for (_, call), box in zip(batch, boxes, strict=True):
+            # Read once: the thread may still put its result into the box.
+            given = box[:1]
+            results.append(given[0] if given else Result(call, None, f"no result within {seconds:g} seconds"))
+    return results
+
+
+def told(results: Sequence[Result]) -> str:
+    """Results as lines for a model, numbered from 1."""
+    return "\n".join(f"{number}. {_line(result)}" for number, result in enumerate(results, 1))
+
+
+def _carry_out(request: Request, call: Call, hook: Execute, box: list[Result]) -> None:
+    try:
+        box.append(Result(call, _plain(hook(request.text, call.to_json()))))
+    except Exception as error:  # the author's function may fail in any way: that is told, in the trace
+        box.append(Result(call, None, f"{type(error).__name__}: {error}"))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it, or as its text where JSON has no word for it."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _line(result: Result) -> str:
+    value = result.value if isinstance(result.value, str) else json.dumps(result.value, ensure_ascii=False)
+    words = f"error: {result.error}" if result.error else value
+    words = words if len(words) <= _SHOWN_CHARACTERS else words[:_SHOWN_CHARACTERS] + " ..."
+    return f"{result.call.tool} {json.dumps(dict(result.call.arguments), ensure_ascii=False)} -> {words}"

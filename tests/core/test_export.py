@@ -1,0 +1,204 @@
+"""Exported rows have the shape that other trainers read, and come back with the same calls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertiny.core.errors import UserError
+from supertiny.core.export import READERS, export
+from supertiny.core.files import read_rows, write_json, write_rows
+from supertiny.core.records import Call
+from supertiny.core.task import load_task
+from supertiny.core.task_import import new_from_logs
+from tests.small_task import examples, write_task
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+EARLIER = [
+    {"role": "user", "content": "light in the hall"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "own", "type": "function", "function": {"name": "TurnOn", "arguments": '{"area": "Hall"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "own", "content": "done"},
+]
+ASKED = {"role": "user", "content": "and now kitchen and attic"}
+CALLS = [{"name": "TurnOn", "arguments": {"area": area}} for area in ("Kitchen", "Attic")]
+LONG = {"id": "long", "messages": [SYSTEM, *EARLIER, ASKED], "calls": CALLS}
+NONE = {"text": "who won the match", "calls": [], "text_answer": "I cannot say."}
+SILENT = {"text": "hm", "calls": []}
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    folder = write_task(tmp_path / "task")
+    rows = read_rows(folder / "labelled.jsonl")
+    write_rows(folder / "labelled.jsonl", [LONG, NONE, SILENT, *rows])
+    return folder
+
+
+def exported(source: Path, style: str = "messages", split: str | None = None) -> list[dict[str, Any]]:
+    target = source.parent / f"{style}-{split}.jsonl"
+    done = export(source, target, style, split)
+    rows = read_rows(target)
+    assert done.rows == len(rows)
+    return rows
+
+
+def calls_by_text(rows: list[dict[str, Any]]) -> dict[str, list[Call]]:
+    texts = (row.get("text") or row["messages"][-1]["content"] for row in rows)
+    return {text: [Call.from_json(call) for call in row["calls"]] for text, row in zip(texts, rows, strict=True)}
+
+
+def test_messages_hold_calls_as_objects_and_the_tools(task: Path) -> None:
+    long, none, silent, first, *_ = exported(task)
+    assert [message["role"] for message in long["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "user",
+        "assistant",
+    ]
+    assert long["messages"][2]["tool_calls"] == [
+        {"id": "own", "type": "function", "function": {"name": "TurnOn", "arguments": {"area": "Hall"}}}
+    ]
+    assert long["messages"][-1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": f"call0000{n}", "type": "function", "function": call} for n, call in enumerate(CALLS)],
+    }
+    assert all(isinstance(message["content"], str) for row in (long, none, first) for message in row["messages"])
+    assert none["messages"][-1] == {"role": "assistant", "content": "I cannot say."}
+    assert silent["messages"][-1] == {"role": "assistant", "content": ""}
+    assert [tool["function"]["name"] for tool in first["tools"]] == ["TurnOn", "TurnOff", "Dim"]
+    assert first["tools"][0]["function"]["parameters"]["required"] == ["area"]
+
+
+def test_openai_holds_arguments_as_text(task: Path) -> None:
+    long, *_ = exported(task, "openai")
+    texts = [call["function"]["arguments"] for place in (2, -1) for call in long["messages"][place]["tool_calls"]]
+    assert [json.loads(text) for text in texts] == [{"area": "Hall"}, {"area": "Kitchen"}, {"area": "Attic"}]
+
+
+def test_prompt_and_completion_are_the_conversation_cut_before_the_answer(task: Path) -> None:
+    for row, whole in zip(exported(task, "prompt_completion"), exported(task), strict=True):
+        assert [*row["prompt"], *row["completion"]] == whole["messages"]
+        assert len(row["completion"]) == 1
+        assert row["tools"] == whole["tools"]
+
+
+def test_sharegpt_takes_turns_and_keeps_system_and_tools_apart(task: Path) -> None:
+    long, none, _, first, *_ = exported(task, "sharegpt")
+    assert [turn["from"] for turn in long["conversations"]] == [
+        "human",
+        "function_call",
+        "observation",
+        "function_call",
+    ]
+    assert json.loads(long["conversations"][1]["value"]) == {"name": "TurnOn", "arguments": {"area": "Hall"}}
+    assert long["conversations"][2]["value"] == "done\nand now kitchen and attic"
+    assert json.loads(long["conversations"][3]["value"]) == CALLS
+    assert (long["system"], none["system"]) == ("Be brief.", "")
+    assert none["conversations"][-1] == {"from": "gpt", "value": "I cannot say."}
+    assert [tool["name"] for tool in json.loads(first["tools"])] == ["TurnOn", "TurnOff", "Dim"]
+    for row in exported(task, "sharegpt", "valid"):
+        sides = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
+        assert sides == [True, False]
+
+
+def test_alpaca_is_text_with_a_history_of_pairs(task: Path) -> None:
+    long, none, silent, first, *_ = exported(task, "alpaca")
+    assert long["instruction"] == "done\nand now kitchen and attic"
+    assert json.loads(long["output"]) == CALLS
+    ((asked, answered),) = long["history"]
+    assert asked == "light in the hall"
+    assert json.loads(answered) == [{"name": "TurnOn", "arguments": {"area": "Hall"}}]
+    assert (long["system"], long["input"]) == ("Be brief.", "")
+    assert (none["output"], silent["output"]) == ("I cannot say.", "[]")
+    assert json.loads(first["output"]) == read_rows(task / "labelled.jsonl")[3]["calls"]
+    assert first["history"] == []
+
+
+@pytest.mark.parametrize("style", ["messages", "openai", "prompt_completion", "sharegpt"])
+def test_what_is_exported_comes_back_with_the_same_calls(task: Path, tmp_path: Path, style: str) -> None:
+    target = tmp_path / "logs.jsonl"
+    export(task, target, style)
+    counts = new_from_logs(target, tmp_path / "again", seed=1)
+    known = load_task(task)
+    again = load_task(tmp_path / "again")
+    rows = [row for split in counts for row in read_rows(tmp_path / "again" / f"{split}.jsonl")]
+    given = {e.request.text: list(e.answer.calls) for e in known.labelled if e.answer}
+    if style == "sharegpt":  # what was asked after a tool's result is one turn with it
+        given.pop(ASKED["content"])
+        rows = [row for row in rows if len(row["messages"]) == 1]
+    assert calls_by_text(rows) == given
+    assert {tool.name: tool.parameters for tool in again.tools} == {tool.name: tool.parameters for tool in known.tools}
+
+
+def run_of(task: Path, folder: Path) -> Path:
+    """A run's folder as far as its first stage."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(f"task: {task}\n", encoding="utf-8")
+    write_json(folder / "manifest.json", {})
+    return folder
+
+
+def test_a_run_gives_its_training_rows(task: Path, tmp_path: Path) -> None:
+    run = run_of(task, tmp_path / "run")
+    with pytest.raises(UserError, match="its stage prototype is not done"):
+        export(run, tmp_path / "x.jsonl")
+    made = [example.to_json() for example in examples("unlabelled", 4)]
+    made[3]["answer"]["readable"] = False
+    write_rows(run / "prototype" / "train.jsonl", made)
+    done = export(run, tmp_path / "train.jsonl")
+    assert (done.split, done.rows, done.unanswered) == ("train", 3, 1)
+    first = read_rows(tmp_path / "train.jsonl")[0]
+    assert first["messages"][0]["content"] == made[0]["messages"][0]["content"]
+    assert len(first["tools"]) == 3
+    assert len(exported(run, split="valid")) == len(load_task(task).valid)
+
+
+def test_rows_of_test_are_never_among_others(task: Path) -> None:
+    hidden = {example.request.text for example in load_task(task).test}
+    for split in (None, "labelled", "valid"):
+        assert not hidden & {row["messages"][-2]["content"] for row in exported(task, "openai", split)}
+    assert {row["messages"][0]["content"] for row in exported(task, split="test")} == hidden
+
+
+@pytest.mark.parametrize(
+    ("source", "style", "split", "words"),
+    [
+        ("task", "mesages", None, "--as: there is no shape 'mesages' (did you mean 'messages'?)"),
+        ("task", "messages", "tset", "--split: there is no split 'tset' (did you mean 'test'?)"),
+        ("task", "messages", "train", "is a task, which has no 'train'"),
+        ("task", "messages", "unlabelled", "no row of 'unlabelled' has an answer (export the run that labelled them"),
+        ("nowhere", "messages", None, "there is no folder"),
+        ("task/test.jsonl", "messages", None, "there is no folder"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(
+    task: Path, tmp_path: Path, source: str, style: str, split: str | None, words: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        export(tmp_path / source, tmp_path / "out.jsonl", style, split)
+    assert words in str(told.value)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_file_that_is_there_is_not_overwritten(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="is there already"):
+        export(task, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "mine"
+
+
+def test_every_shape_says_who_reads_it() -> None:
+    readers = " ".join(READERS.values())
+    assert all(name in readers for name in ("TRL", "Axolotl", "Unsloth", "LLaMA-Factory"))

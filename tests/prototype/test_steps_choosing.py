@@ -1,0 +1,273 @@
+"""How functions are chosen by probability, how votes end early, and what the plain prompt says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertiny.core.errors import BudgetReached, UserError
+from supertiny.core.ledger import Budget, Ledger
+from supertiny.core.methods import build
+from supertiny.core.records import Call, Completion, Grammar, Price, Prompt, Sampling
+from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.prompting import function_list
+from supertiny.prototype.steps._labels import label_text
+from supertiny.prototype.steps.vote import _lead_probability
+from supertiny.prototype.teacher import PlainPrompt
+from tests.fake_engine import FakeEngine
+from tests.fake_scorer import FakeScorer
+from tests.step_bench import COMPACT, TASK, answered, bench, engine_of, traces
+
+TOOLS = [tool.name for tool in TASK.tools]
+
+
+class Table(FakeScorer):
+    """Log-probabilities from a table of text and label; what is not in it is -9."""
+
+    def __init__(self, table: dict[str, dict[str, float]]) -> None:
+        super().__init__(price=Price(dollars_per_million_in=100_000))
+        self.table = table
+
+    def logprob(self, prompt: Prompt, text: str) -> float:
+        return self.table[str(prompt.messages[-1]["content"])].get(text, -9.0)
+
+
+def routed(table: dict[str, dict[str, float]], **settings: Any) -> tuple[list[Trace], Table]:
+    engine = Table(table)
+    found = build("steps", {"method": "route", "by": "logprob", **settings}).run(traces(*table), bench(engine=engine))
+    return found, engine
+
+
+def test_all_labels_of_all_requests_are_scored_in_one_batch() -> None:
+    found, engine = routed({"a": {"TurnOn": -1.0}, "b": {"~": -1.0}, "c": {"Dim": -1.0}})
+    assert engine.score_batches == [3 * (len(TOOLS) + 1)]
+    assert [(trace.tool, trace.calls) for trace in found] == [("TurnOn", None), ("", ()), ("Dim", None)]
+    assert [trace.asked for trace in found] == [4, 4, 4]
+    assert [trace.raw for trace in found] == ["TurnOn", "~", "Dim"]
+
+
+def test_calibration_takes_away_what_the_model_prefers_whatever_is_asked() -> None:
+    """The model likes TurnOn always; where it likes it less than usual, another function is meant."""
+    table = {str(n): {"TurnOn": -0.5, "TurnOff": -2.5} for n in range(9)} | {"x": {"TurnOn": -0.9, "TurnOff": -1.0}}
+    plain, _ = routed(table, calibrate=False)
+    lifted, _ = routed(table)
+    assert [trace.tool for trace in plain] == ["TurnOn"] * 10
+    assert lifted[-1].tool == "TurnOff"
+    few, _ = routed(dict(list(table.items())[-3:]))
+    assert few[-1].tool == "TurnOn", "a mean over three requests says nothing"
+
+
+def test_a_single_request_is_calibrated_by_those_before_it() -> None:
+    table = {str(n): {"TurnOn": -0.5, "TurnOff": -2.5} for n in range(9)} | {"x": {"TurnOn": -0.9, "TurnOff": -1.0}}
+    step, at = build("steps", {"method": "route", "by": "logprob"}), bench(engine=Table(table))
+    assert [step.run(traces(text), at)[0].tool for text in table][-1] == "TurnOff"
+
+
+def test_names_count_by_sum_or_by_mean() -> None:
+    class Long(Table):
+        def _score(self, prompt: Prompt, text: str) -> Any:
+            found = super()._score(prompt, text)
+            count = 8 if text == "TurnOn" else 1
+            values = found.token_logprobs.repeat(count) / count
+            return replace(found, tokens=found.tokens.repeat(count), token_logprobs=values)
+
+    at = bench(engine=Long({"a": {"TurnOn": -4.0, "Dim": -1.0}}))
+    for length, tool in (("sum", "Dim"), ("mean", "TurnOn")):
+        block = {"method": "route", "by": "logprob", "length": length}
+        assert build("steps", block).run(traces("a"), at)[0].tool == tool
+
+
+def test_several_candidates_are_all_that_fill_sees() -> None:
+    at = bench(engine=Table({"dim the hall": {"Dim": -1.0, "TurnOff": -2.0}}))
+    shown = build("steps", "retrieve").run(traces("dim the hall"), at)
+    found = build("steps", {"method": "route", "by": "logprob", "keep": 2}).run(shown, at)
+    assert found[0].candidates == ("Dim", "TurnOff")
+    assert (found[0].tool, found[0].calls) == (None, None)
+    prompt = at.prompt(found[0])
+    assert function_list([TASK.tools[1], TASK.tools[2]]) in str(prompt.messages[0]["content"])
+    assert not any("TurnOn" in str(message["content"]) for message in prompt.messages)
+    engine = FakeEngine(
+        lambda prompt, sampling, grammar: "TurnOn area Hall" if grammar is None else "Dim area Hall; level 1"
+    )
+    filling = replace(at, engine=engine)
+    (filled,) = build("steps", "fill").run(found, filling)
+    assert engine.asked[1][2] == COMPACT.grammar([TASK.tools[1], TASK.tools[2]])
+    assert filled.calls == (Call("Dim", {"area": "Hall", "level": 1}),)
+    # A second try sees all functions: perhaps the right one was left out.
+    wrong = replace(filled, calls=(Call("Dim", {"area": "Cellar", "level": 1}),))
+    build("steps", "check").run([wrong], filling)
+    assert "TurnOn" in str(engine.asked[-1][0].messages[0]["content"])
+
+
+def test_a_routed_request_keeps_further_calls_beside_the_chosen_function() -> None:
+    text = "TurnOn area Kitchen\nTurnOff area Hall"
+    at = bench(lambda prompt, sampling, grammar: "TurnOn" if grammar and grammar.kind == "regex" else text)
+    found = build("steps", "fill").run(build("steps", "route").run(traces("both"), at), at)
+    assert found[0].calls == (Call("TurnOn", {"area": "Kitchen"}), Call("TurnOff", {"area": "Hall"}))
+    assert len(engine_of(at).asked) == 2, "it stands as it is"
+
+
+def test_scores_keep_to_the_budget_and_to_engines_that_can(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(tokens=10))
+    step = build("steps", {"method": "route", "by": "logprob"})
+    engine = Table({"a": {}})
+    with pytest.raises(BudgetReached):
+        step.run(traces("a"), bench(engine=ledger.wrap(engine, "x")))
+    assert engine.scored == 0
+    assert step.needs == ("token_scores",)
+    assert build("steps", "route").needs == ()
+    with pytest.raises(UserError, match="logprob"):
+        build("steps", {"method": "route", "keep": 2})
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "text"),
+    [
+        ("compact", "TurnOn", "TurnOn"),
+        ("compact", "", "~"),
+        ("chat_json", "TurnOn", '[{"name": "TurnOn"'),
+        ("chat_json", "", "[]"),
+    ],
+)
+def test_a_label_is_what_an_answer_with_it_begins_with(form: str, name: str, text: str) -> None:
+    assert label_text(build("formats", form), name) == text
+
+
+def drawing(*samples: str) -> tuple[Bench, FakeEngine]:
+    """A bench whose engine writes one sample after the other, the same for all requests of a round."""
+    at = bench(lambda prompt, sampling, grammar: samples[sampling.seed - 5001])
+    return at, engine_of(at)
+
+
+ON, OFF, DIM = "TurnOn area Hall", "TurnOff area Hall", "Dim area Hall; level 5"
+
+
+@pytest.mark.parametrize(
+    ("samples", "stop", "drawn", "confidence"),
+    [
+        ((ON, ON, ON, ON, ON), "never", 5, 1.0),
+        ((ON, ON, ON, ON, ON), "decided", 2, 1.0),  # 3 for, 3 left: a tie goes to the answer at hand
+        ((ON, OFF, ON, ON, ON), "decided", 3, 3 / 4),  # 3 to 1, 2 left
+        ((OFF, OFF, ON, OFF, ON), "decided", 5, 3 / 6),  # open to the end
+        ((ON,) * 9, "decided", 4, 1.0),
+        ((ON,) * 9, "likely", 3, 1.0),  # 4 to 0 is 31/32 sure
+        ((ON, OFF, *[ON] * 10), "likely", 6, 6 / 7),
+    ],
+)
+def test_a_vote_ends_when_it_is_decided(samples: Sequence[str], stop: str, drawn: int, confidence: float) -> None:
+    at, engine = drawing(*samples)
+    block = {"method": "vote", "samples": len(samples), "stop": stop}
+    (found,) = build("steps", block).run([answered("x", Call("TurnOn", {"area": "Hall"}))], at)
+    assert len(engine.asked) == drawn == found.asked
+    assert found.confidence == pytest.approx(confidence)
+    assert found.calls == (Call("TurnOn", {"area": "Hall"}),)
+
+
+def test_ending_early_never_changes_the_winner() -> None:
+    """All 27 ways that three samples can fall, with an answer at hand or none."""
+    first = [answered("x", Call("TurnOn", {"area": "Hall"})), traces("x")[0]]
+    for number in range(3**3):
+        samples = [(ON, OFF, DIM)[number // 3**place % 3] for place in range(3)]
+        for trace in first:
+            winners = []
+            for stop in ("never", "decided"):
+                at, _ = drawing(*samples)
+                (found,) = build("steps", {"method": "vote", "samples": 3, "stop": stop}).run([trace], at)
+                winners.append(found.calls)
+            assert winners[0] == winners[1], samples
+
+
+def test_likely_is_the_beta_posterior_of_the_two_strongest() -> None:
+    one, two, three = ((("a", ""),), (("b", ""),), (("c", ""),))
+    # P(p > 1/2) under Beta(5, 1) is 31/32, under Beta(4, 2) 26/32; the third does not matter.
+    assert _lead_probability(Counter({one: 4})) == pytest.approx(31 / 32)
+    assert _lead_probability(Counter({two: 1, one: 3})) == pytest.approx(26 / 32)
+    assert _lead_probability(Counter({two: 1, one: 3, three: 1})) == pytest.approx(26 / 32)
+    assert _lead_probability(Counter()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("verifier", "samples", "calls", "confidence"),
+    [
+        ("strict", ("Dim area Hall", "Dim area Hall"), "TurnOn area Cellar", 0.0),
+        ("leads", ("Dim area Hall", "Dim area Hall"), "Dim area Hall", 2 / 3),
+        ("leads", ("Dim area Hall", ON), ON, 1 / 3),
+        ("ignored", ("Dim area Hall", "Dim area Hall"), "Dim area Hall", 2 / 3),
+    ],
+)
+def test_the_verifier_may_lead_the_vote(verifier: str, samples: Sequence[str], calls: str, confidence: float) -> None:
+    at = bench(lambda prompt, sampling, grammar: samples[sampling.seed - 5001])
+    lax = replace(at, form=_Lax())
+    (found,) = build("steps", {"method": "vote", "verifier": verifier}).run(
+        [answered("x", Call("TurnOn", {"area": "Cellar"}))], lax
+    )
+    assert found.calls == COMPACT.decode(calls).calls
+    assert found.confidence == pytest.approx(confidence)
+
+
+class _Lax:
+    """Compact, whose grammar lets failing answers through, as a verifier's own hook meets them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(COMPACT, name)
+
+
+def test_a_rescue_draws_only_where_the_answer_fails() -> None:
+    at, engine = drawing(ON, ON)
+    good = answered("good", Call("TurnOff", {"area": "Hall"}))
+    none = answered("none")
+    bad = answered("bad", Call("TurnOff", {"area": "Cellar"}))
+    unread = traces("unread")[0]
+    found = build("steps", {"method": "vote", "only_failed": True}).run([good, none, bad, unread], at)
+    assert found[:2] == [good, none]
+    assert {str(prompt.messages[-1]["content"]) for prompt, *_ in engine.asked} == {"bad", "unread"}
+    assert [trace.calls for trace in found[2:]] == [(Call("TurnOn", {"area": "Hall"}),)] * 2
+
+
+def test_the_plain_prompt_is_the_plain_step_word_for_word() -> None:
+    engine = FakeEngine(lambda prompt, sampling, grammar: '[{"name": "TurnOn", "arguments": {"area": "Hall"}}]')
+    form = build("formats", "chat_json")
+    told: list[float] = []
+    (answer,) = PlainPrompt(engine, form, TASK, told.append).answer([traces("hall on")[0].request])
+    prompt, sampling, grammar = engine.asked[0]
+    words = (
+        f"{TASK.description}\n\n{function_list(TASK.tools)}\n\n"
+        'Answer with a JSON list of calls, [{"name": ..., "arguments": {...}}], and nothing else. '
+        "Answer [] when no function serves the request."
+    )
+    assert prompt == Prompt(({"role": "system", "content": words}, {"role": "user", "content": "hall on"}), shared=1)
+    assert (sampling, grammar) == (Sampling(128), form.grammar(TASK.tools))
+    assert answer.calls == (Call("TurnOn", {"area": "Hall"}),)
+    assert (answer.by, answer.raw[:9], sum(told)) == ("plain_prompt", '[{"name":', 1)
+    at = bench(lambda *_: '[{"name": "TurnOn", "arguments": {"area": "Hall"}}]')
+    (trace,) = build("steps", {"method": "plain", "format": "chat_json"}).run(traces("hall on"), at)
+    assert engine_of(at).asked == engine.asked
+    assert trace.calls == answer.calls
+
+
+def test_a_plain_answer_that_was_cut_off_is_no_call_only_where_it_is_words() -> None:
+    def cut(text: str) -> Trace:
+        engine = FakeEngine()
+        engine._write = lambda *_: Completion(text, 1, 1, finish="length")  # type: ignore[method-assign]
+        (found,) = build("steps", {"method": "plain", "format": "chat_json"}).run(traces("x"), bench(engine=engine))
+        return found
+
+    assert cut('[{"name": "TurnOn", "arguments": {"area": "Hall"}}]').calls is None
+    assert cut("I cannot do").calls == ()
+
+
+def test_rules_of_the_plain_step_fit_its_format() -> None:
+    seen: list[str] = []
+
+    def write(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
+        seen.append(str(prompt.messages[0]["content"]))
+        return "~"
+
+    build("steps", "plain").run(traces("x"), bench(write))
+    assert COMPACT.rules in seen[0]
+    assert "JSON" not in seen[0]

@@ -1,0 +1,201 @@
+"""What retrieve shows: the nearest by three measures, unlike each other where that is asked, in the order asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from supertiny.core.errors import BudgetReached, UserError
+from supertiny.core.ledger import Budget, Ledger
+from supertiny.core.methods import build
+from supertiny.core.nearest import NearestExamples
+from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.steps._neighbours import ranked
+from tests.step_bench import TASK, bench, traces
+
+AREAS = ("kitchen", "bedroom", "garden", "hall", "office", "attic")
+
+
+class Server(ThreadingHTTPServer):
+    """Embeds a text as the areas that it names; the first answers are those of `faults`."""
+
+    def __init__(self, faults: tuple[Any, ...] = ()) -> None:
+        self.faults = list(faults)
+        self.asked: list[list[str]] = []
+        super().__init__(("127.0.0.1", 0), Answering)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Answering(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Server)
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        server.asked.append(texts)
+        fault = server.faults.pop(0) if server.faults else None
+        rows = [[float(area in text) for area in AREAS] + [0.01] for text in texts]
+        data = [{"index": place, "embedding": row} for place, row in enumerate(rows)]
+        body = {"data": data[::-1], "usage": {"prompt_tokens": 10 * len(texts)}}
+        self.send_response(fault if isinstance(fault, int) else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps(fault if isinstance(fault, dict) else body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serving() -> Iterator[Any]:
+    opened: list[Server] = []
+
+    def serve(*faults: Any) -> Server:
+        server = Server(faults)
+        opened.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return server
+
+    yield serve
+    for server in opened:
+        server.shutdown()
+        server.server_close()
+
+
+def by_server(server: Server, **more: Any) -> Any:
+    known = {"model": "m", "base_url": server.address, "backoff_seconds": 0, "dollars_per_million_in": 1e5}
+    return build("steps", {"method": "retrieve", "by": "embeddings", "embedder": {**known, **more}, "examples": 3})
+
+
+def areas(trace: Any) -> list[str]:
+    return [str(row.answer.calls[0].arguments["area"]) for row in trace.examples]
+
+
+def test_embeddings_of_a_server_are_asked_in_batches_and_paid_once(serving: Any, tmp_path: Path) -> None:
+    server = serving(429, {"data": []}, 503)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    def at() -> Bench:
+        return bench(wrap=lambda engine: ledger.wrap(engine, "embedding"))
+
+    first = at()
+    found = by_server(server).run(traces("what about the attic", "and the hall"), first)
+    assert [set(areas(trace)) for trace in found] == [{"Attic"}, {"Hall"}]
+    assert len(server.asked) == 3 + 2, "three faults, the labelled rows, the requests"
+    assert len(server.asked[-1]) == 2
+    (once,) = first.shelf.fixed.values()
+    assert (once.calls, once.cost.tokens_in) == (24, 240)
+    assert [trace.cost.tokens_in for trace in found] == [12, 8], "shared out by length"
+    assert sum(trace.cost.dollars for trace in found) == pytest.approx(2.0)
+    again = by_server(server).run(traces("what about the attic", "and the hall"), at())
+    assert again == found
+    assert len(server.asked) == 5
+    assert sum(bill.tokens_in for bill in ledger.bills()) == 260
+
+
+def test_embeddings_keep_to_the_budget(serving: Any, tmp_path: Path) -> None:
+    server = serving()
+    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(dollars=1))
+    with pytest.raises(BudgetReached):
+        by_server(server).run(traces("attic"), bench(wrap=lambda engine: ledger.wrap(engine, "x")))
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(401, "HTTP status 401"), ({"data": [{"index": 0, "embedding": "x"}]}, "given up"), (500, "500")],
+)
+def test_a_server_that_does_not_embed_is_told(serving: Any, fault: Any, told: str) -> None:
+    server = serving(*[fault] * 3)
+    with pytest.raises(UserError, match=told):
+        by_server(server, retries=1).run(traces("attic"), bench())
+
+
+def test_an_estimate_asks_no_server(serving: Any) -> None:
+    server = serving()
+    (found,) = by_server(server).run(traces("turn off the bedroom light"), bench(spends=False))
+    assert len(found.examples) == 3
+    assert not server.asked
+
+
+def test_settings_of_embeddings_are_checked() -> None:
+    with pytest.raises(UserError, match="embedder"):
+        build("steps", {"method": "retrieve", "by": "embeddings"})
+    block = {"method": "retrieve", "by": "embeddings", "embedder": {"model": "m", "modell": 1}}
+    with pytest.raises(UserError, match="embedder.modell"):
+        build("steps", block)
+
+
+def test_the_default_measure_is_the_one_of_nearest_examples() -> None:
+    texts = ["turn off the bedroom light", "dim the attic to 80", "lights on in the hall", "что"]
+    found = build("steps", {"method": "retrieve", "examples": 4}).run(traces(*texts), bench())
+    known = NearestExamples(TASK.labelled).nearest(texts, 4)
+    assert [[TASK.labelled.index(row) for row in trace.examples] for trace in found] == [
+        [place for place, _ in reversed(row)] for row in known
+    ]
+
+
+def test_latent_topics_find_what_shares_no_word() -> None:
+    at = bench()
+    block = {"method": "retrieve", "by": "lsa", "dimensions": 6, "examples": 4}
+    (found,) = build("steps", block).run(traces("please illuminate the garden"), at)
+    assert areas(found)[-1] == "Garden"
+    assert build("steps", block).run(traces("please illuminate the garden"), at) == [found]
+    few = bench(nearest=NearestExamples(TASK.labelled[:2]))
+    (small,) = build("steps", block).run(traces("garden"), few)
+    assert len(small.examples) == 2
+
+
+def test_diversity_shows_examples_that_are_less_alike() -> None:
+    alike = []
+    for diversity in (0.0, 0.6):
+        block = {"method": "retrieve", "examples": 4, "diversity": diversity}
+        (found,) = build("steps", block).run(traces("turn off the bedroom light"), bench())
+        assert found.examples[-1].request.text == "turn off the bedroom light", "the nearest stays"
+        vectors = NearestExamples(TASK.labelled).vectors([row.request.text for row in found.examples])
+        alike.append(float((vectors @ vectors.T).sum()))
+    assert alike[1] < alike[0]
+
+
+def test_maximal_marginal_relevance_is_the_formula() -> None:
+    rows = np.array([[1, 0], [0.99, 0.141067], [0, 1]], dtype=np.float32)
+    query = np.array([[0.9, 0.43589]], dtype=np.float32)
+    assert ranked(query, rows, 3, 0.0) == [[1, 0, 2]]
+    # After 1: row 0 is worth 0.5*0.9 - 0.5*0.99 = -0.045, row 2 0.5*0.436 - 0.5*0.141 = 0.147.
+    assert ranked(query, rows, 3, 0.5) == [[1, 2, 0]]
+
+
+def test_a_row_is_not_shown_with_itself_but_rows_without_a_name_are() -> None:
+    row = TASK.labelled[3]
+    (own,) = build("steps", "retrieve").run([Trace(row.request)], bench())
+    assert len(own.examples) == 8
+    assert row not in own.examples
+    nameless = [replace(each, request=replace(each.request, id="")) for each in TASK.labelled]
+    (found,) = build("steps", "retrieve").run([Trace(nameless[3].request)], bench(nearest=NearestExamples(nameless)))
+    assert found.examples[-1] == nameless[3]
+
+
+def test_order_of_the_examples() -> None:
+    def shown(order: str) -> list[str]:
+        (found,) = build("steps", {"method": "retrieve", "order": order}).run(traces("dim the hall to 55"), bench())
+        return [row.request.id for row in found.examples]
+
+    assert shown("nearest_first") == shown("nearest_last")[::-1]
+    assert sorted(shown("random")) == sorted(shown("nearest_last"))
+    assert shown("random") == shown("random")
+    assert shown("random") not in (shown("nearest_first"), shown("nearest_last"))
+
+
+def test_without_labelled_rows_nothing_is_shown() -> None:
+    empty = bench(nearest=NearestExamples(()), task=replace(TASK, labelled=()))
+    for block in ({"method": "retrieve"}, {"method": "retrieve", "by": "lsa", "diversity": 0.3}):
+        assert [trace.examples for trace in build("steps", block).run(traces("attic"), empty)] == [()]
