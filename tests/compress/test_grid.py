@@ -18,6 +18,8 @@ def _llama_round(weight: torch.Tensor) -> torch.Tensor:
 def test_the_rounding_is_that_of_the_gguf_package() -> None:
     weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(3))
     weight[0, :32] = 0
+    weight[1, [3, 8]] = torch.tensor([5.0, -5.0])  # equally large: the first one sets the scale, and its sign
+    weight[2, [3, 8]] = torch.tensor([-5.0, 5.0])
     assert torch.allclose(round_q4_0(weight), _llama_round(weight), atol=1e-6)
 
 

@@ -121,6 +121,28 @@ def test_drop_blocks_drops_the_block_that_does_nothing(place: int) -> None:
     assert [layer.self_attn.layer_idx for layer in small.model.layers] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_drop_blocks_by_loss_drops_the_block_whose_absence_costs_least(seed: int) -> None:
+    model = tiny(seed)
+    losses = []
+    for place in range(4):
+        rest = tiny(seed)
+        del rest.model.layers[place]
+        lost = places = 0.0
+        for batch in calibration():
+            with torch.inference_mode():
+                logits = rest(batch.ids, attention_mask=batch.mask, use_cache=False).logits[batch.wanted]
+            lost += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
+            places += len(batch.targets)
+        losses.append(lost / places)
+    cheapest = losses.index(min(losses))
+    kept = [p for p in range(4) if p != cheapest]
+    expected = [tiny(seed).model.layers[place].mlp.up_proj.weight for place in kept]
+    small = reshaped("drop_blocks", model, blocks=1, by="loss")
+    assert len(small.model.layers) == 3
+    assert all(torch.equal(a.mlp.up_proj.weight, b) for a, b in zip(small.model.layers, expected, strict=True))
+
+
 def test_drop_blocks_refuses_to_drop_all_and_models_it_does_not_know() -> None:
     with pytest.raises(UserError, match="4 of 4"):
         reshaped("drop_blocks", tiny(), blocks=4)
@@ -130,5 +152,6 @@ def test_drop_blocks_refuses_to_drop_all_and_models_it_does_not_know() -> None:
 
     with pytest.raises(UserError, match="Strange"):
         reshaped("drop_blocks", Strange())
-    with pytest.raises(UserError, match="no calibration rows"):
-        build("reshapers", {"method": "drop_blocks", "blocks": 1}).reshape(tiny(), [])
+    for by in ("cosine", "loss"):
+        with pytest.raises(UserError, match="no calibration rows"):
+            build("reshapers", {"method": "drop_blocks", "blocks": 1, "by": by}).reshape(tiny(), [])

@@ -11,7 +11,7 @@ from typing import Any
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Answer
+from supertiny.core.records import Answer, Example
 from supertiny.core.scoring import exact, wilson_interval
 from supertiny.core.task import Task
 from supertiny.formats._answerer import ModelAnswerer
@@ -35,14 +35,20 @@ class Room:
     task: Task
     form: Format
     max_tokens: int
+    rows: int | None = None
+    """How many of valid's rows; None is all."""
+
+    @property
+    def valid(self) -> Sequence[Example]:
+        return self.task.valid[: self.rows]
 
     def examine(self, engine: Engine) -> Paper:
         """Answers of all rows, without a grammar: it would hide where two models differ."""
         answerer = ModelAnswerer("", engine, self.form, self.task.tools, self.max_tokens, constrained=False)
-        requests = [row.request for row in self.task.valid]
+        requests = [row.request for row in self.valid]
         answers = tuple(answerer.answer(requests))
         single = [answerer.answer([request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
-        gold = [row.answer.calls if row.answer else () for row in self.task.valid]
+        gold = [row.answer.calls if row.answer else () for row in self.valid]
         hits = sum(exact(a.calls, g, self.task.tool_map) for a, g in zip(answers, gold, strict=True))
         low, high = wilson_interval(hits, len(gold))
         figures = {"exact": hits / max(1, len(gold)), "low": low, "high": high, "n": len(gold)}
@@ -57,13 +63,13 @@ class Room:
         """Ids of the rows on which two models call differently."""
         return [
             row.request.id
-            for row, one, other in zip(self.task.valid, left, right, strict=True)
+            for row, one, other in zip(self.valid, left, right, strict=True)
             if not exact(one.calls, other.calls, self.task.tool_map)
         ]
 
     def check_prompts(self, engine: Any, tokenizer: Any) -> None:
         """Raises UserError where the artifact's engine reads a prompt as other tokens than the student was taught."""
-        for row in self.task.valid:
+        for row in self.valid:
             prompt = self.form.encode(row.request, self.task.tools)
             taught = list(tokenizer.encode(prompt.text, add_special_tokens=False))
             if list(engine.tokens(prompt)) != taught:

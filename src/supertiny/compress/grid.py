@@ -22,19 +22,33 @@ def round_q4_0(weight: torch.Tensor) -> torch.Tensor:
 
     The scale is the weight of largest magnitude over -8, so that one stands exactly on the grid. Shape and dtype stay.
     """
-    blocks = weight.float().reshape(-1, BLOCK)
-    largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))
-    exact = largest / -8
-    inverse = torch.where(exact == 0, torch.zeros_like(exact), 1 / exact)
-    steps = (blocks * inverse + 8.5).floor().clamp(0, 15) - 8
+    blocks = weight.detach().float().reshape(-1, BLOCK)
+    high, low = blocks.amax(dim=1, keepdim=True), blocks.amin(dim=1, keepdim=True)
+    exact = torch.where(high > -low, high, low) / -8
+    tied = ((high == -low) & (high > 0)).squeeze(1)  # the first of both counts; seldom, so looked for only there
+    exact[tied] = blocks[tied].gather(1, blocks[tied].abs().argmax(dim=1, keepdim=True)) / -8
+    inverse = exact.reciprocal().masked_fill_(exact == 0, 0.0)
+    steps = (blocks * inverse).add_(8.5).floor_().clamp_(0, 15).sub_(8)
     scale = exact.half().float()  # what is stored; the steps are counted before it is rounded, as llama.cpp does
-    return (steps * scale).reshape(weight.shape).to(weight.dtype)
+    return steps.mul_(scale).reshape(weight.shape).to(weight.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward sees the rounded weights, the gradient reaches the ones behind them."""
+
+    @staticmethod
+    def forward(context: Any, weight: torch.Tensor) -> torch.Tensor:
+        return round_q4_0(weight)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
 
 
 class _OnGrid(torch.nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        # Straight through: forward sees the rounded weights, the gradient reaches the ones behind them.
-        return weight + (round_q4_0(weight) - weight).detach()
+        rounded: torch.Tensor = _StraightThrough.apply(weight)  # type: ignore[no-untyped-call]
+        return rounded
 
 
 def settle(model: Any, type: str) -> None:

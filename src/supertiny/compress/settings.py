@@ -27,13 +27,16 @@ class Settings:
     )
     """Learner that runs after each step that shrinks the student; its teacher is the student before the first step."""
     quantization_aware: bool = True
-    """Whether the recovery trains with weights rounded as the exporter's q4_0 will round them."""
+    """Whether the recovery trains with weights rounded as the exporter's q4_0 will round them; where nothing shrank
+    it then runs once for that alone."""
     recovery_rows: Count | None = None
     """Rows of prototype/train.jsonl that the recovery learns from; all where it is not given."""
     calibration_rows: Count = 128
     """Rows of prototype/train.jsonl that show a reshaper what matters."""
+    valid_rows: Count | None = None
+    """Rows of valid on which every step is measured and parity is asked; all where it is not given."""
     parity: Annotated[float, Field(ge=0, le=1)] = 0.98
-    """Share of valid on which artifact and student must answer the same; a larger type is tried where it is missed."""
+    """Share of them on which artifact and student must answer alike; a larger type is tried where it is missed."""
     engine: Any = field(default="openvino", metadata={"family": "engines"})
     """What runs the artifact; every step is measured on it."""
     max_tokens: Count = 96

@@ -19,7 +19,7 @@ from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, write_json
 from supertiny.core.methods import build
-from supertiny.core.records import Example
+from supertiny.core.records import Answer, Call, Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
 from supertiny.training.lessons import Lesson, collate, encode_lessons
@@ -42,7 +42,7 @@ class _Work:
         self.folder = folder
         self.original = Student.open(run.folder / "transfer" / "student")
         self.form = build("formats", self.original.format, "transfer.format")
-        self.room = Room(run.task, self.form, settings.max_tokens)
+        self.room = Room(run.task, self.form, settings.max_tokens, settings.valid_rows)
         self.examples = [Example.from_json(row) for row in read_rows(run.folder / "prototype" / "train.jsonl")]
 
     def do(self) -> dict[str, Any]:
@@ -55,6 +55,14 @@ class _Work:
                 self._reshape(number, block, student, place)
             student = place
             records.append(self._measured(_title(block), student, {"method": _name(block)}))
+        if self._grid() == "q4_0" and Student.open(student).parameters == self.original.parameters:
+            # No cut has led it through the recovery, which is where it learns to live with coarse weights.
+            place = self.folder / f".step-{len(shaping)}"
+            title = f"{_name(self.settings.recovery)} on the grid of {self._grid()}"
+            if not (place / "supertiny.json").exists():
+                self._taught(len(shaping), title, Pupil.open(student), place)
+            student = place
+            records.append(self._measured(title, student, {"method": _name(self.settings.recovery)}))
         export = self._export(last, student)
         records.append({**export, "name": _title(last), "method": _name(last)})
         self._settle(student)
@@ -73,14 +81,23 @@ class _Work:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _reshape(self, number: int, block: Any, before: Path, place: Path) -> None:
-        """Reshapes, and where that shrank the student teaches it again; writes a whole folder or none."""
+        """Reshapes, and where that shrank the student teaches it again."""
         pupil = Pupil.open(before)
         small = pupil.parameters
         calibration = self._batches(self._lessons(pupil, self.settings.calibration_rows), pupil)
         pupil.model.eval()
         pupil.model = build("reshapers", block, f"compress.steps.{number}").reshape(pupil.model, calibration)
         if pupil.parameters < small:
-            self._recover(number, _title(block), pupil)
+            self._taught(number, f"recovering after {_title(block)}", pupil, place)
+        else:
+            self._keep(number, pupil, place)
+
+    def _taught(self, number: int, title: str, pupil: Pupil, place: Path) -> None:
+        self._recover(number, title, pupil)
+        self._keep(number, pupil, place)
+
+    def _keep(self, number: int, pupil: Pupil, place: Path) -> None:
+        """Writes a whole folder or none."""
         beside = self.folder / f".step-{number}.new"
         shutil.rmtree(beside, ignore_errors=True)
         if self._grid():
@@ -98,7 +115,7 @@ class _Work:
         )
         total = math.ceil(len(lessons) / learner.rows) * learner.passes
         checkpoint = self.folder / f".recovery-{number}.safetensors"
-        with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
+        with self.run.progress.task(title, total, "steps") as tick:
             done = 0
             with on_grid(pupil.model, self._grid()):
                 for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
@@ -136,10 +153,17 @@ class _Work:
             engine.close()
             shutil.rmtree(work)
             card = Student.open(student)
-            write_json(known, {"parameters": card.parameters, "bytes": card.bytes, **paper.figures})
+            said = [[call.to_json() for call in answer.calls] for answer in paper.answers]
+            write_json(known, {"parameters": card.parameters, "bytes": card.bytes, **paper.figures, "said": said})
         record = {"name": title, **more, **read_json(known)}
+        record["same_as_student"] = self._same_as_student(_answers(record.pop("said")))
         self._note(record)
         return record
+
+    def _same_as_student(self, answers: Sequence[Answer]) -> float:
+        """Share of rows that are answered as the student of the stage before answers them, on the same engine."""
+        known = read_json(self.folder / f".measured-{self.original.folder.name}.json")
+        return 1 - len(self.room.differing(_answers(known["said"]), answers)) / max(1, len(answers))
 
     def _export(self, block: Any, student: Path) -> dict[str, Any]:
         """The first type that holds parity. Raises UserError with the rows that differ where none does."""
@@ -160,6 +184,7 @@ class _Work:
             tried[told["type"]] = agreement
             record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters}
             record |= {**paper.figures, "agreement": agreement, "student_exact": expected.figures["exact"]}
+            record["same_as_student"] = self._same_as_student(paper.answers)
             self._note({"name": f"artifact {artifact.type}", **record})
             if agreement >= self.settings.parity:
                 artifact.save_card()
@@ -182,8 +207,15 @@ class _Work:
 
     def _note(self, record: dict[str, Any]) -> None:
         size, share = record["bytes"] / 1e6, record["exact"]
-        agreement = f", agrees with the student on {record['agreement']:.3f}" if "agreement" in record else ""
-        self.run.progress.note(f"  {record['name']}: {size:.1f} MB, {share:.3f} exact on {record['n']} rows{agreement}")
+        same = f", {record['same_as_student']:.3f} answered as by the student"
+        parity = f", parity {record['agreement']:.3f}" if "agreement" in record else ""
+        self.run.progress.note(
+            f"  {record['name']}: {size:.1f} MB, {share:.3f} exact on {record['n']} rows{same}{parity}"
+        )
+
+
+def _answers(said: Sequence[Any]) -> list[Answer]:
+    return [Answer(tuple(Call.from_json(call) for call in calls)) for calls in said]
 
 
 def _name(block: Any) -> str:

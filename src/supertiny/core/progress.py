@@ -29,7 +29,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str, total: float, unit: str = "") -> Iterator[Callable[[float], None]]:
@@ -59,16 +59,19 @@ class Progress:
     def _plain(self, title: str, total: float, unit: str) -> Callable[[float], None]:
         began = last = time.monotonic()
         count = 0.0
+        first: tuple[float, float] | None = None  # the first units also warm up: the pace is counted from their end
 
         def advance(step: float) -> None:
-            nonlocal count, last
+            nonlocal count, last, first
             before, count = count, count + step
             now = time.monotonic()
+            first = first or (now, count)
             ended = before < total <= count  # totals may be estimates: what comes after is told every 15 seconds too
             if now - last < _PLAIN_EVERY_SECONDS and not ended:
                 return
-            last, spent = now, now - began
-            left = spent / count * max(0.0, total - count) if count else 0.0
-            self.note(f"  {title}: {count:.0f} of {total:.0f} {unit}, {spent:.0f} s, about {left:.0f} s left")
+            last = now
+            pace = (now - first[0]) / (count - first[1]) if count > first[1] else None
+            left = f", about {pace * max(0.0, total - count):.0f} s left" if pace is not None else ""
+            self.note(f"  {title}: {count:.0f} of {total:.0f} {unit}, {now - began:.0f} s{left}")
 
         return advance

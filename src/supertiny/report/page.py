@@ -163,7 +163,8 @@ def _step(step: Mapping[str, Any]) -> dict[str, str]:
         "parameters": numbers.count(step.get("parameters")),
         "bytes": numbers.size(step.get("bytes")),
         "exact": numbers.percent(step.get("exact")),
-        "agreement": numbers.percent(step.get("agreement")),
+        "same": numbers.percent(step.get("same_as_student")),
+        "parity": numbers.percent(step.get("agreement")),
         "p50": numbers.duration(step.get("p50_seconds")),
     }
 

@@ -2,14 +2,15 @@
 
 Paper: Men et al., ShortGPT, 2024, arXiv:2403.03853.
 Use when: latency must fall; time and bytes go with the number of blocks. Recovery afterwards is needed.
-Differs from the paper: influence is measured on the places where the task's answers are written, not on general text.
+Differs from the paper: influence is measured on the places where the task's answers are written, not on general text;
+`by: loss` asks what is lost without a block, as Kim et al., Shortened LLaMA, 2024, arXiv:2402.02834, do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,12 +21,14 @@ from supertiny.training.lessons import Batch
 
 @dataclass(frozen=True)
 class DropBlocks:
-    """Influence of a block: 1 - cosine of the hidden state before and after it, mean over answer places."""
+    """Influence of a block, mean over answer places: 1 - cosine of the states before and after it, or the loss."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the blocks that is dropped, rounded to whole blocks; at least one stays."""
     blocks: Annotated[int, Field(ge=0)] | None = None
     """Number of blocks that is dropped, in place of `share`."""
+    by: Literal["cosine", "loss"] = "cosine"
+    """`cosine` looks at all blocks in one pass; `loss` tries the model without each block: slower, and surer."""
 
     needs = ("calibration",)
 
@@ -37,7 +40,8 @@ class DropBlocks:
             raise UserError(f"drop_blocks: cannot drop {count} of {len(layers)} blocks", "leave at least one")
         if count == 0:
             return model
-        weakest = _influences(model, calibration).argsort(stable=True)[:count].tolist()
+        measured = _influences if self.by == "cosine" else _losses_without
+        weakest = measured(model, calibration).argsort(stable=True)[:count].tolist()
         _keep([place for place in range(len(layers)) if place not in weakest], model)
         return model
 
@@ -76,9 +80,35 @@ def _influences(model: Any, calibration: Sequence[Batch]) -> torch.Tensor:
     finally:
         for handle in handles:
             handle.remove()
+    return total / _some(places)
+
+
+def _losses_without(model: Any, calibration: Sequence[Batch]) -> torch.Tensor:
+    """(blocks,) cross-entropy on the answers of the model without each block."""
+    layers = _blocks_of(model)
+    losses = torch.zeros(len(layers), dtype=torch.float64)
+    places = sum(int(batch.wanted.sum()) for batch in calibration)
+    try:
+        for left_out in range(len(layers)):
+            model.base_model.layers = torch.nn.ModuleList(b for place, b in enumerate(layers) if place != left_out)
+            losses[left_out] = sum(_loss(model, batch) for batch in calibration) / _some(places)
+    finally:
+        model.base_model.layers = layers
+    return losses
+
+
+@torch.inference_mode()
+def _loss(model: Any, batch: Batch) -> float:
+    ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0][batch.wanted.to(model.device)]
+    logits = model.get_output_embeddings()(states).float()
+    return float(torch.nn.functional.cross_entropy(logits, batch.targets.to(model.device), reduction="sum"))
+
+
+def _some(places: int) -> int:
     if not places:
         raise UserError("drop_blocks has no calibration rows with answers", "see prototype/train.jsonl")
-    return total / places
+    return places
 
 
 def _keep(places: Sequence[int], model: Any) -> None:
