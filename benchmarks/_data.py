@@ -63,38 +63,37 @@ def balanced(rows: Sequence[Mapping[str, Any]], name: str, count: int, seed: int
 
 
 def snips_task(folder: Path, labelled: int, seed: int, pool: int = 0) -> Task:
-    """SNIPS as a task: `labelled` rows of train, `valid` whole, and `pool` further rows of train with their gold apart.
+    """SNIPS as a task: `labelled` rows of train, of each function equally many, `valid` whole, and a pool.
 
-    Signatures name all slots of a function; nothing else of train is looked at. Rows of train that say the same as a
-    row of valid are not drawn.
+    The pool are `pool` further rows of train as they come, in an order by seed, their gold apart. No row of train that
+    says the same as a row of valid is taken. Signatures name all arguments of a function; nothing else of train is
+    looked at.
     """
     train = [{**row, "tool": row["calls"][0]["name"]} for row in read_rows(folder / "train.jsonl")]
     valid = [_example(row, f"valid-{place}") for place, row in enumerate(read_rows(folder / "valid.jsonl"))]
-    wanted = labelled + pool
-    order = balanced(train, "tool", wanted + wanted // 4 + 50, seed)
+    unique = sorted({_plain(row["text"]): place for place, row in reversed(list(enumerate(train)))}.values())
+    # Twice as many as are wanted are drawn, so that those which leak can be left out.
+    order = [unique[n] for n in balanced([train[place] for place in unique], "tool", 2 * labelled, seed)]
+    rest = random.Random(seed).sample(range(len(train)), min(2 * pool, len(train)))
+    near = {str(place): train[place]["text"] for place in [*order, *rest]}
     asked = {example.request.id: example.request.text for example in valid}
-    leaks = {leak.right for leak in find_leaks(asked, {str(place): train[place]["text"] for place in order})}
-    seen: set[str] = set()
-    drawn = []
-    for place in order:
-        text = " ".join(train[place]["text"].casefold().split())
-        if str(place) not in leaks and text not in seen:
-            drawn.append(place)
-            seen.add(text)
-    known = [_example(train[place], f"train-{place}") for place in drawn[:wanted]]
-    gold = {e.request.id: e.answer.calls for e in known[labelled:] if e.answer is not None}
+    leaks = {int(leak.left) for leak in find_leaks(near, asked)}  # each row is looked up, so that all are found
+    shown = [place for place in order if place not in leaks][:labelled]
+    said = {_plain(train[place]["text"]) for place in shown}
+    drawn = [place for place in rest if place not in leaks and _plain(train[place]["text"]) not in said][:pool]
+    known, further = ([_example(train[p], f"train-{p}") for p in places] for places in (shown, drawn))
     return Task(
         "snips",
         "Turn the user's voice command into a call of one of the functions. "
         "Every value is copied word for word from the command.",
         folder,
         signatures(train),
-        labelled=tuple(known[:labelled]),
-        unlabelled=tuple(Example(e.request) for e in known[labelled:]),
+        labelled=tuple(known),
+        unlabelled=tuple(Example(row.request) for row in further),
         valid=tuple(valid),
         test=(),
-        pool_gold=gold,
-        hash=hash_of([labelled, pool, seed, drawn]),
+        pool_gold={row.request.id: row.answer.calls for row in further if row.answer is not None},
+        hash=hash_of([seed, shown, drawn]),
     )
 
 
@@ -166,10 +165,30 @@ def bfcl_cases(folder: Path, category: str, count: int, seed: int) -> list[Case]
     return [_case(row) for row in rows]
 
 
+def xlam_rows(data: Path | None) -> list[Example]:
+    """Labelled rows of xlam1k, each with functions of its own; none where the set is not there."""
+    try:
+        rows = read_rows(folder_of("xlam1k", data) / "train.jsonl")
+    except UserError:
+        return []
+    return [
+        Example(
+            replace(Request.from_text(row["text"], f"xlam-{place}"), tools=tuple(_tool(tool) for tool in row["tools"])),
+            Answer(tuple(Call.from_json(call) for call in row["calls"])),
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def _tool(tool: Mapping[str, Any]) -> Tool:
+    """Of xlam1k, arguments may stand in the parameters themselves."""
+    parameters = tool["parameters"]
+    schema = parameters if "properties" in parameters else {"type": "object", "properties": parameters}
+    return Tool(tool["name"], tool.get("description", ""), json_schema(schema))
+
+
 def _case(row: Mapping[str, Any]) -> Case:
-    tools = tuple(
-        Tool(tool["name"], tool.get("description", ""), json_schema(tool["parameters"])) for tool in row["tools"]
-    )
+    tools = tuple(_tool(tool) for tool in row["tools"])
     request = replace(Request.from_text(row["text"], row["id"]), tools=tools)
     if row.get("system"):
         words = [said if isinstance(said, str) else str(said.get("content", "")) for said in row["system"]]

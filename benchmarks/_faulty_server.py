@@ -2,7 +2,8 @@
 
 Faults are drawn from the seed, the request and how often that request was seen, so that a run can be repeated. An
 answer is billed when it is computed, whether or not it arrives: that is what providers do. With `honours_keys` a
-request that comes again under the same `Idempotency-Key` gets the stored answer and is not billed again.
+request that comes again under the same `Idempotency-Key` gets the stored answer and is not billed again. What is stored
+is whole: `cut` and `malformed` break an answer on its way.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SHARES = {
     "slow_first_byte": 0.03,
 }
 LOSING = ("timeout", "cut", "malformed")
-"""Kinds after which a computed answer has not arrived."""
+"""Kinds after which a computed answer has not arrived whole."""
 DOLLARS_PER_MILLION_IN, DOLLARS_PER_MILLION_OUT = 10.0, 40.0
 
 
@@ -226,7 +227,8 @@ class FaultyServer:
         name = f"batch-{len(self.batches)}"
         self.batches[name] = {"id": name, "status": "in_progress", "polls": 0, **asked}
         if self.scripted:
-            return self.scripted.pop(0)()  # made, but nobody hears of it
+            unheard: Response = self.scripted.pop(0)()  # the batch is made all the same
+            return unheard
         return JSONResponse(self.batches[name])
 
     async def _batch(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the parts of a quality benchmark share: the engine behind a ledger, shares with intervals, seconds a request."""
+"""What the parts of a quality benchmark share: pipelines of the library's steps behind a ledger, and their figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.progress import Progress
 from supertiny.core.protocols import Done, Engine
-from supertiny.core.records import Answer, Call, Completion, Example, Grammar, Prompt, Request, Sampling, TokenScores
-from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.records import Answer, Completion, Example, Grammar, Prompt, Request, Sampling, TokenScores
+from supertiny.core.scoring import argument_counts, exact, f1, paired_bootstrap, wilson_interval
 from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.bench import Bench
+from supertiny.prototype.teacher import Pipeline
 
 Row = tuple[str, str, float]  # figure's name, what it is, value
+CHUNK = 128  # requests that go through all steps together, as in a recipe
 
 
 @dataclass(frozen=True)
@@ -33,32 +35,32 @@ class Room:
     quick: bool = False
     seed: int = 7
     progress: Progress = field(default_factory=Progress)
-    views: str = "auto"
-    """Ways of asking in the pipeline of SNIPS: marked, listed, both, or auto, chosen on labelled rows."""
 
     def count(self, usual: int, quick: int = 20) -> int:
         """Rows to take; 0 is all."""
         return self.rows if self.rows is not None else quick if self.quick else usual
 
-    def watched(self, purpose: str, advance: Callable[[float], None] = lambda count: None) -> Stopwatch:
-        """The engine behind the ledger; `advance` is told of each completion."""
-        return Stopwatch(self.ledger.wrap(self.engine, purpose), advance)
-
-    def bench(self, task: Task, purpose: str, advance: Callable[[float], None] = lambda count: None) -> Bench:
-        """What steps work with."""
-        engine, form = self.watched(purpose, advance), build("formats", "chat_json")
-        return Bench(engine, task, form, NearestExamples(task.labelled), self.seed)
+    def bench(
+        self,
+        task: Task,
+        purpose: str,
+        advance: Callable[[float], None] = lambda count: None,
+        form: str = "compact",
+    ) -> Bench:
+        """What steps work with; `advance` is told of each finished model call."""
+        engine = Stopwatch(self.ledger.wrap(self.engine, purpose))
+        nearest = NearestExamples(task.labelled)
+        return Bench(engine, task, build("formats", form), nearest, self.seed, advance, self.progress.note)
 
 
 class Stopwatch:
     """An engine that knows how long it was at work, so that the time of all else can be told."""
 
-    def __init__(self, engine: Engine, advance: Callable[[float], None] = lambda count: None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name = engine.name
         self.price = engine.price
         self.seconds = 0.0
-        self._advance = advance
 
     def complete(
         self,
@@ -68,14 +70,8 @@ class Stopwatch:
         done: Done | None = None,
     ) -> list[Completion]:
         began = time.perf_counter()
-
-        def told(index: int, completion: Completion) -> None:
-            self._advance(1)
-            if done is not None:
-                done(index, completion)
-
         try:
-            return self.engine.complete(prompts, sampling, grammar, told) if prompts else []
+            return self.engine.complete(prompts, sampling, grammar, done) if prompts else []
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -88,63 +84,61 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers to the same rows, their exactness, and seconds a request: the engine's and all else."""
+    """Answers to the same rows, whether each is right, and seconds a request: the engine's and all else."""
 
     name: str
     answers: tuple[Answer, ...]
-    gold: tuple[tuple[Call, ...], ...]
     hits: tuple[bool, ...]
     seconds: float
+    once_seconds: float
+    """Of model calls that belong to no request, such as those on labelled rows."""
 
     @property
     def share(self) -> float:
         return sum(self.hits) / max(1, len(self.hits))
 
-    @property
-    def slot_f1(self) -> float:
-        """F1 of (function, argument, value), over all rows."""
-        shared = said = wanted = 0
-        for answer, gold in zip(self.answers, self.gold, strict=True):
-            left, right = _items(answer.calls), _items(gold)
-            shared, said, wanted = shared + len(left & right), said + len(left), wanted + len(right)
-        return 2 * shared / max(1, said + wanted)
-
     def first(self, count: int) -> Measured:
         """The same on the first rows; seconds stay those of all."""
-        return replace(self, answers=self.answers[:count], gold=self.gold[:count], hits=self.hits[:count])
+        return replace(self, answers=self.answers[:count], hits=self.hits[:count])
+
+    def slot_f1(self, rows: Sequence[Example], task: Task) -> float:
+        """F1 of functions, arguments and values over all rows."""
+        pairs = zip(self.answers, rows, strict=True)
+        counts = [argument_counts(answer.calls, _gold(row), task.tool_map) for answer, row in pairs]
+        return f1(*(sum(column) for column in zip(*counts, strict=True)))
 
 
-def _items(calls: Sequence[Call]) -> set[tuple[str, str, str]]:
-    return {(call.tool, slot, str(value)) for call in calls for slot, value in call.arguments.items()}
+def measured(
+    room: Room, task: Task, name: str, rows: Sequence[Example], steps: Sequence[Any], form: str = "compact"
+) -> Measured:
+    """The rows' requests led through `steps`, which are a recipe's blocks or steps, and held against their gold."""
+    answers, seconds, once = answered(room, task, name, [row.request for row in rows], steps, form)
+    hits = tuple(exact(a.calls, _gold(row), task.tool_map) for a, row in zip(answers, rows, strict=True))
+    found = Measured(name, tuple(answers), hits, seconds, once)
+    room.progress.note(f"  {name}: {found.share:.3f} exact of {len(rows)}, {seconds:.2f} s a request")
+    return found
 
 
-def measure(name: str, rows: Sequence[Example], task: Task, bench: Bench, answer: Callable[..., Any]) -> Measured:
-    """Answers the rows by `answer(requests)` and holds them against their gold."""
-    began, worked = time.perf_counter(), engine_seconds(bench)
-    answers = answer([row.request for row in rows])
-    beside = time.perf_counter() - began - (engine_seconds(bench) - worked)
-    gold = tuple(row.answer.calls if row.answer else () for row in rows)
-    hits = tuple(exact(a.calls, g, task.tool_map) for a, g in zip(answers, gold, strict=True))
-    spent = sum(a.cost.seconds for a in answers) + beside
-    return Measured(name, tuple(answers), gold, hits, spent / max(1, len(rows)))
+def answered(
+    room: Room, task: Task, name: str, requests: Sequence[Request], steps: Sequence[Any], form: str = "compact"
+) -> tuple[list[Answer], float, float]:
+    """(answers, seconds a request, seconds of model calls that belong to no request)."""
+    built = [build("steps", step) if isinstance(step, str | dict) else step for step in steps]
+    calls = len(requests) * sum(step.calls_per_request for step in built)
+    with room.progress.task(f"{task.name}: {name}", calls, "calls") as tick:
+        bench = room.bench(task, f"{task.name}: {name}", tick, form)
+        pipeline = Pipeline(built, bench, CHUNK)
+        began = time.perf_counter()
+        answers = pipeline.answer(requests)
+        worked = bench.engine.seconds if isinstance(bench.engine, Stopwatch) else 0.0
+        beside = time.perf_counter() - began - worked
+    spent = sum(answer.cost.seconds for answer in answers) + beside
+    once = sum(cost.cost.seconds for cost in bench.shelf.fixed.values())
+    return answers, spent / max(1, len(requests)), once
 
 
-def engine_seconds(bench: Bench) -> float:
-    return bench.engine.seconds if isinstance(bench.engine, Stopwatch) else 0.0
-
-
-def by_steps(steps: Sequence[Any], bench: Bench) -> Callable[[Sequence[Request]], list[Answer]]:
-    """An answerer that leads requests through steps, all of them together."""
-
-    def answer(requests: Sequence[Request]) -> list[Answer]:
-        traces = [Trace(request) for request in requests]
-        for step in steps:
-            traces = step.run(traces, bench)
-        return [
-            Answer(t.calls or (), t.text, t.cost, "pipeline", t.confidence, t.raw, t.calls is not None) for t in traces
-        ]
-
-    return answer
+def _gold(row: Example) -> Any:
+    return row.answer.calls if row.answer else ()
 
 
 def shares(name: str, meaning: str, hits: Sequence[bool]) -> list[Row]:
@@ -156,3 +150,14 @@ def shares(name: str, meaning: str, hits: Sequence[bool]) -> list[Row]:
         (f"{name}_high", "upper end", high),
         (f"{name}_n", "rows", float(len(hits))),
     ]
+
+
+def line(
+    step: str, hits: Sequence[bool], against: tuple[str, Sequence[bool]] | None = None, **more: float
+) -> dict[str, Any]:
+    """A line of a table: share, rows, and the difference from others on the same rows with its 95 % interval."""
+    found: dict[str, Any] = {"step": step, "exact": sum(hits) / max(1, len(hits)), **more, "n": len(hits)}
+    if against is not None:
+        difference, low, high = paired_bootstrap(hits, against[1], seed=0)
+        found |= {"against": against[0], "difference": difference, "low": low, "high": high}
+    return found

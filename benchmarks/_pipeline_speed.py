@@ -11,7 +11,6 @@ from typing import Any
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from benchmarks._measuring import by_steps
 from supertiny.core.methods import build
 from supertiny.core.models import path_of
 from supertiny.core.nearest import NearestExamples
@@ -20,6 +19,7 @@ from supertiny.core.records import Call, Example, Request
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench
+from supertiny.prototype.teacher import Pipeline
 
 EXAMPLES = 6
 MAX_TOKENS = 96
@@ -46,14 +46,12 @@ class Timed:
 
 
 def run_pipeline(task: Task, requests: Sequence[Request], engine: Engine) -> Timed:
-    """The library's steps, in chunks, on an opened engine; nothing is read from a ledger."""
+    """The library's steps on an opened engine; nothing is read from a ledger."""
     bench = Bench(engine, task, build("formats", "compact"), NearestExamples(task.labelled), 0)
-    answer = by_steps([build("steps", block) for block in STEPS], bench)
+    pipeline = Pipeline([build("steps", block) for block in STEPS], bench, CHUNK)
     started = time.perf_counter()
-    calls: list[tuple[Call, ...]] = []
-    for start in range(0, len(requests), CHUNK):
-        calls += [one.calls for one in answer(requests[start : start + CHUNK])]
-    return Timed(tuple(calls), time.perf_counter() - started)
+    answers = pipeline.answer(requests)
+    return Timed(tuple(answer.calls for answer in answers), time.perf_counter() - started)
 
 
 def run_naive(task: Task, requests: Sequence[Request], schema: dict[str, Any], model: str) -> Timed:

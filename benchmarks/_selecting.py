@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from supertiny.core.methods import build, cards
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.records import Answer, Example, Request
 from supertiny.core.task import Task, load_task
-from supertiny.prototype.bench import Bench
+from supertiny.prototype.bench import Bench, Shelf
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._scores import Scores
 
 TASKS = ("smart_home", "snips")
 RANDOM = "random"
 ROWS = 400
 SNIPS_POOL = 1600
-REPEATED_SHARE = 0.25  # of a pool as logs are: rows that were asked before, word for word
+REPEATED_SHARE = 0.25  # of a skewed pool: rows that were asked before, word for word
 OUT_OF_REACH = {"live_teacher", "person"}  # what a curator may need and this benchmark does not have
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,20 +46,16 @@ def selecting_curators(given: Sequence[str] = ()) -> list[str]:
 def task_with_pool(
     name: str, data: Path | None, seed: int, teacher_pool: Path | None = None
 ) -> tuple[Task, list[Example]]:
-    """A task, and the rows to select from: gold as labels, or a run's prototype/pool.jsonl with its teacher's.
-
-    The pool of SNIPS is as logs are: some functions are asked for far more often than others, and rows come again.
-    """
+    """A task, and the rows to select from, as they come: gold as labels, or a run's pool.jsonl with its teacher's."""
     if name == "smart_home":
         task = load_task(_EXAMPLES / name)
     else:
-        task = snips_task(folder_of("snips", data), 200, seed, pool=3 * SNIPS_POOL)
+        task = snips_task(folder_of("snips", data), 200, seed, pool=SNIPS_POOL)
     if teacher_pool is not None:
         rows = [Example.from_json(row) for row in read_rows(teacher_pool)]
         return task, [row for row in rows if row.answer is not None and row.answer.readable]
     known = {row.request.id: row.request for row in task.unlabelled}
-    rows = [_row(known[id], Answer(calls), task) for id, calls in task.pool_gold.items() if id in known]
-    return task, rows if name == "smart_home" else as_logged(rows, SNIPS_POOL, seed)
+    return task, [_row(known[id], Answer(calls), task) for id, calls in task.pool_gold.items() if id in known]
 
 
 def _row(request: Request, answer: Answer, task: Task) -> Example:
@@ -67,20 +63,19 @@ def _row(request: Request, answer: Answer, task: Task) -> Example:
     return Example(request, answer, verdict, {"source": "pool", "by": "gold"})
 
 
-def as_logged(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """`count` rows whose functions are asked for as 1, 1/2, 1/3 ... of the first, a quarter of them repeated."""
+def skewed(rows: Sequence[Example], seed: int) -> list[Example]:
+    """Half as many rows, whose functions are asked for as 1, 1/2, 1/3 ... of the first, a quarter of them repeated."""
     generator = random.Random(seed)
     groups: dict[str, list[Example]] = {}
     for row in rows:
         groups.setdefault(row.answer.calls[0].tool if row.answer and row.answer.calls else "", []).append(row)
     names = sorted(groups)
     generator.shuffle(names)
-    fresh = round(count * (1 - REPEATED_SHARE))
-    whole = sum(1 / (rank + 1) for rank in range(len(names)))
+    count = len(rows) // 2
+    share = count * (1 - REPEATED_SHARE) / sum(1 / (rank + 1) for rank in range(len(names)))
     drawn: list[Example] = []
     for rank, name in enumerate(names):
-        share = fresh / (rank + 1) / whole
-        drawn += generator.sample(groups[name], min(len(groups[name]), round(share)))
+        drawn += generator.sample(groups[name], min(len(groups[name]), round(share / (rank + 1))))
     again = generator.choices(drawn, k=count - len(drawn))
     drawn += [
         replace(row, request=replace(row.request, id=f"{row.request.id}/again-{n}")) for n, row in enumerate(again)
@@ -116,13 +111,12 @@ def chosen(
 @contextmanager
 def curator_bench(task: Task, ledger: Ledger, folder: Path, seed: int) -> Iterator[CuratorBench]:
     """What a curator that scores rows is handed: small models that score, and no teacher."""
-    scores = Scores(wrap=lambda engine: ledger.wrap(engine, "scores for curators"))
     nobody: Any = None
-    teacher = Bench(nobody, task, build("formats", "compact"), NearestExamples(task.labelled), seed)
-    try:
-        yield CuratorBench(teacher, _no_answer, scores, folder)
-    finally:
-        scores.close()
+    with closing(Shelf()) as shelf:
+        wrap = partial(ledger.wrap, purpose="scores for curators")
+        form, near = build("formats", "compact"), NearestExamples(task.labelled)
+        teacher = Bench(nobody, task, form, near, seed, wrap=wrap, shelf=shelf)
+        yield CuratorBench(teacher, _no_answer, folder)
 
 
 def _no_answer(requests: Sequence[Request]) -> list[Answer]:

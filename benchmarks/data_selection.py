@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._selecting import RANDOM, ROWS, TASKS, chosen, curator_bench, selecting_curators, task_with_pool
+from benchmarks._selecting import RANDOM, ROWS, TASKS, chosen, curator_bench, selecting_curators, skewed, task_with_pool
 from benchmarks._table import arguments, print_rows, publish
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, write_json
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--pool", nargs="+", default=[], metavar="TASK=FILE", help="a run's prototype/pool.jsonl instead of gold labels"
     )
+    made.add_argument("--skewed", action="store_true", help="half of each pool, uneven and repeating, as logs may be")
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/data_selection"), help="of finished cells")
     return made
 
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         for name in tasks:
             task, pool = task_with_pool(name, options.data, 7, pools.get(name))
+            pool = skewed(pool, 7) if options.skewed else pool
             valid = task.valid[: 20 if options.quick else options.valid_rows or None]
             picked = picks(names, pool, task, seeds, rows, ledger, options.folder)
             for (curator, seed), picked_rows in picked.items():
@@ -77,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
         ledger.close()
     figures, table = summarised(cells)
     print_rows(f"data_selection: {rows} rows chosen by each curator against {rows} random ones", table)
-    details = {"table": table, "student": STUDENT, "learner": LEARNER, "seeds": seeds, "rows": rows}
+    more = {"seeds": seeds, "rows": rows, "skewed": options.skewed}
+    details = {"table": table, "student": STUDENT, "learner": LEARNER, **more}
     publish("data_selection: exact on valid, minus random", figures, PACKAGES, options.json, details)
 
 

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks._pipeline_speed import EXAMPLES, MAX_TOKENS, NOTHING, chat_messages, run_naive, run_pipeline
 from benchmarks._table import arguments, publish
+from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.models import path_of
 from supertiny.core.nearest import NearestExamples
+from supertiny.core.protocols import Done
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.core.task import Task, load_task
 
@@ -40,7 +40,14 @@ Row = tuple[str, str, float]
 
 
 def main() -> None:
-    options = options_of(sys.argv[1:])
+    try:
+        run(options_of(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(options: argparse.Namespace) -> None:
     task = load_task(options.task)
     count, few = (20, 6) if options.quick else (options.requests, min(options.requests, REQUESTS_OF_LOOPS))
     rows: list[Row] = [("requests", "requests answered by ours", float(count)), ("loop_requests", "by loops", few)]
@@ -220,12 +227,13 @@ def _meaning(text: str) -> Any:
         return text
 
 
-def _ticker(total: int) -> Any:
-    done = np.zeros(1, dtype=int)
+def _ticker(total: int) -> Done:
+    done: list[int] = []
 
     def tick(index: int, completion: Completion) -> None:
-        done[0] += 1
-        print(f"\r{done[0]} of {total}", end="\n" if done[0] == total else "", file=sys.stderr, flush=True)
+        done.append(index)
+        end = "\n" if len(done) == total else ""
+        print(f"\r{len(done)} of {total}", end=end, file=sys.stderr, flush=True)
 
     return tick
 

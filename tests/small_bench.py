@@ -16,9 +16,8 @@ from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Call, Example, Grammar, Prompt, Request, Sampling, TokenScores
 from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench
+from supertiny.prototype.bench import Bench, Shelf
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._scores import Scores
 from tests.fake_engine import Author, FakeEngine
 
 Judge = Callable[[Prompt, str], float]
@@ -83,8 +82,9 @@ def small_bench(
 ) -> CuratorBench:
     engine = teacher or FakeEngine(writes_requests)
     scorer = student or ScoringEngine()
-    bench = Bench(engine, task, build("formats", "compact"), NearestExamples(task.labelled), 0)
-    return CuratorBench(bench, answer, Scores(lambda block: scorer), folder)
+    shelf = Shelf(lambda block: scorer)
+    bench = Bench(engine, task, build("formats", "compact"), NearestExamples(task.labelled), 0, shelf=shelf)
+    return CuratorBench(bench, answer, folder)
 
 
 def curated(

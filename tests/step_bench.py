@@ -57,8 +57,6 @@ def author(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
         return json.dumps({"reason": "Because.", "verdict": "pass" if fits else "fail"})
     if prompt.messages[-1]["content"].startswith("Results:"):
         return "~"
-    if "JSON list" in prompt.messages[0]["content"] and right != "[broken":
-        return str(build("formats", "chat_json").write(COMPACT.decode(right)))
     return right.split()[0] if grammar and grammar.kind == "regex" else right
 
 

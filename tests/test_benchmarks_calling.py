@@ -1,9 +1,8 @@
-"""The function-calling benchmark: prompts, what is read from answers, thresholds, and the adapter to the checker."""
+"""The function-calling benchmark: rows, what the checker is told of answers, and the adapter to it."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,25 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks._bfcl import (
-    best_threshold,
-    bfcl,
-    calibration_pairs,
-    chance_of_yes,
-    check,
-    checker_python,
-    led_calls,
-    led_prompts,
-    tidied,
-)
-from benchmarks._bfcl_shots import SHOTS, fitting_messages, shot_messages
+from benchmarks._bfcl import bfcl, check, checker_python, stated
 from benchmarks._data import CATEGORIES, Case, bfcl_cases
 from benchmarks._measuring import Room
 from supertiny.core.errors import UserError
 from supertiny.core.ledger import Ledger
 from supertiny.core.progress import Progress
-from supertiny.core.records import Call, Completion, Grammar, Prompt, Sampling
-from supertiny.core.verifying import verified
+from supertiny.core.records import Answer, Call, Grammar, Prompt, Sampling
 from tests.fake_engine import FakeEngine
 
 AREA = {
@@ -41,7 +28,6 @@ AREA = {
         "required": ["width"],
     },
 }
-OTHER = {**AREA, "name": "shapes.name"}
 # Stands in for the leaderboard's package, with its module paths: exact equality, and it looks the model up.
 PACKAGE = {
     "constants/enums.py": "class Language:\n    PYTHON = 'python'\n",
@@ -95,7 +81,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def a_model(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
     if sampling.max_tokens == 1:
-        return "yes"
+        return "yes" if str(prompt.messages[-1]["content"]).startswith("Request: area of") else "no"
     return '[{"name": "shapes.area", "arguments": {"width": 2.5, "count": 3.0}}]'
 
 
@@ -112,71 +98,13 @@ def test_rows_are_drawn_by_seed_and_keep_the_checkers_own_descriptions(data: Pat
     assert some[0].request.tools[0].parameters["properties"]["width"]["type"] == "number"
 
 
-def test_solved_examples_are_lawful_and_shared(data: Path) -> None:
-    for tools, text, calls in SHOTS:
-        made = [Call(name, arguments) for name, arguments in calls]
-        request = cases(data)[0].request
-        assert verified(request, made, {tool.name: tool for tool in tools}).outcome in ("pass", "abstain"), text
-    prompts = led_prompts(cases(data))
-    shared = len(shot_messages())
-    assert {prompt.shared for prompt in prompts} == {shared}
-    assert {json.dumps(prompt.messages[:shared]) for prompt in prompts} == {json.dumps(shot_messages())}
-    assert '"shapes.area"' in str(prompts[0].messages[-1]["content"])
-    assert "Request: area of 0" in str(prompts[0].messages[-1]["content"])
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ('[{"name": "a", "arguments": {}}]', ["a"]),
-        ('```json\n[{"name": "a", "arguments": {}}]\n```', ["a"]),
-        ('{"name": "a", "arguments": {}}\n{"name": "b", "arguments": {}}', ["a", "b"]),
-        ('<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>', ["a"]),
-        ("[]", []),
-    ],
-)
-def test_calls_are_found_however_they_are_wrapped(text: str, names: list[str]) -> None:
-    assert [call["name"] for call in json.loads(tidied(text))] == names
-
-
-def test_prose_stays_prose() -> None:
-    assert tidied("No function fits.") == "No function fits."
-
-
-def test_whole_numbers_and_unfitting_functions(data: Path, ledger: Ledger) -> None:
-    room = Room(FakeEngine(a_model), ledger, data, progress=Progress(quiet=True))
-    said, kept, seconds = led_calls(room, "simple", cases(data), threshold=0.5)
-    assert said == kept
-    assert said[0] == (Call("shapes.area", {"width": 2.5, "count": 3}),)
-    assert isinstance(said[0][0].arguments["count"], int)
-    assert seconds > 0
-    doubting = FakeEngine(lambda p, s, g: "no" if s.max_tokens == 1 else a_model(p, s, g), name="doubting")
-    said, kept, _ = led_calls(Room(doubting, ledger, data), "simple", cases(data), threshold=0.5)
-    assert said[0]
-    assert kept == [()] * 7
-
-
-def test_the_chance_of_yes_is_that_of_the_token() -> None:
-    assert chance_of_yes(Completion("yes", logprob=math.log(0.8))) == pytest.approx(0.8)
-    assert chance_of_yes(Completion(" No", logprob=math.log(0.8))) == pytest.approx(0.2)
-    assert chance_of_yes(Completion("yes")) == 1.0
-
-
-def test_a_wanted_call_that_is_dropped_weighs_twice() -> None:
-    assert best_threshold([(0.9, True), (0.8, True), (0.3, False), (0.1, False)]) == 0.8
-    assert best_threshold([(0.5, True), (0.6, False), (0.9, True)]) <= 0.5
-    assert best_threshold([(0.9, True)]) == 0.0
-
-
-def test_pairs_are_of_functions_that_were_called_and_that_were_not() -> None:
-    rows = [
-        {"text": str(n), "calls": [{"name": AREA["name"], "arguments": {}}], "tools": [AREA, OTHER]} for n in range(9)
-    ]
-    pairs = calibration_pairs(rows, 4, seed=1)
-    assert sorted(fits for *_, fits in pairs) == [False] * 4 + [True] * 4
-    assert all((tool.name == AREA["name"]) == fits for tool, _, fits in pairs)
-    assert {name for tool, *_ in pairs for name in tool.parameters["properties"]} == {"width", "count"}
-    assert [fitting_messages()[0]["role"], fitting_messages()[-1]["content"]] == ["system", "no"]
+def test_whole_numbers_are_told_as_such_and_unknown_functions_not_at_all(data: Path) -> None:
+    case = cases(data)[0]
+    area = Call("shapes.area", {"width": 2.0, "count": 3.0})
+    (found,) = stated(Answer((area, Call("shapes.volume"))), case)
+    assert found == Call("shapes.area", {"width": 2.0, "count": 3})
+    assert isinstance(found.arguments["count"], int)
+    assert isinstance(found.arguments["width"], float)
 
 
 @pytest.mark.usefixtures("package")
@@ -200,14 +128,31 @@ def test_without_the_package_nothing_is_spent(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.usefixtures("package")
 def test_figures_have_their_names(data: Path, ledger: Ledger) -> None:
+    known = [
+        {"text": f"area of {n}", "tools": [AREA], "calls": [{"name": AREA["name"], "arguments": {}}]} for n in range(9)
+    ]
+    unknown = [{"text": f"name of {n}", "tools": [AREA], "calls": []} for n in range(9)]
+    (data / "xlam1k").mkdir()
+    (data / "xlam1k" / "train.jsonl").write_text("\n".join(map(json.dumps, [*known, *unknown])), encoding="utf-8")
+    (data / "bfcl" / "irrelevance.jsonl").write_text(
+        json.dumps({**row("irrelevance", 0, []), "text": "tell me a joke"}), encoding="utf-8"
+    )
     room = Room(FakeEngine(a_model), ledger, data, rows=2, progress=Progress(quiet=True))
     figures, table = bfcl(room, Path(sys.executable))
     values = {name: value for name, _, value in figures}
     for category in CATEGORIES:
         for name in (f"bfcl_{category}_plain", f"bfcl_{category}_pipeline"):
             assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
-            assert values[f"{name}_n"] == 2
+            assert values[f"{name}_n"] == (1 if category == "irrelevance" else 2)
     assert values["bfcl_simple_pipeline"] == 1.0
-    assert values["bfcl_irrelevance_pipeline"] == 0.0
-    assert values["bfcl_fitting_threshold"] == 0.0  # xlam1k is not there
+    assert values["bfcl_irrelevance_plain"] == 0.0
+    assert values["bfcl_irrelevance_pipeline"] == 1.0
     assert len(table) == 3 * len(CATEGORIES)
+
+
+@pytest.mark.usefixtures("package")
+def test_without_rows_to_learn_from_every_call_stands(data: Path, ledger: Ledger) -> None:
+    engine = FakeEngine(a_model)
+    figures, _ = bfcl(Room(engine, ledger, data, rows=1, progress=Progress(quiet=True)), Path(sys.executable))
+    assert {name: value for name, _, value in figures}["bfcl_irrelevance_pipeline"] == 0.0
+    assert all(sampling.max_tokens > 1 for _, sampling, _ in engine.asked)

@@ -14,11 +14,11 @@ from benchmarks import _selecting, data_selection
 from benchmarks._selecting import (
     RANDOM,
     REPEATED_SHARE,
-    as_logged,
     block_of,
     chosen,
     curator_bench,
     selecting_curators,
+    skewed,
     task_with_pool,
 )
 from benchmarks.data_selection import cell, differences, parser, pool_files, summarised
@@ -59,13 +59,14 @@ def test_choices_differ_by_what_a_curator_leaves_out_alone() -> None:
     assert chosen(RANDOM, rows, task, seed=2, rows=20) != at_random
     assert chosen("verified", rows, task, seed=1, rows=20) == []  # nobody has verified them
     assert chosen("leak_guard", rows, task, seed=1, rows=20) == at_random
-    skewed = rows[:30] + [row for row in rows[30:] if row.answer and row.answer.calls[0].tool == "Dim"]
-    evened = chosen("balance", skewed, task, seed=1, rows=12)
+    uneven = rows[:30] + [row for row in rows[30:] if row.answer and row.answer.calls[0].tool == "Dim"]
+    evened = chosen("balance", uneven, task, seed=1, rows=12)
     assert Counter(row.answer.calls[0].tool for row in evened if row.answer) == {"TurnOn": 4, "TurnOff": 4, "Dim": 4}
 
 
-def test_a_pool_as_logs_are_is_skewed_and_repeats_itself() -> None:
-    rows = as_logged(pool(600), 120, seed=1)
+def test_a_skewed_pool_repeats_itself() -> None:
+    rows = skewed(pool(240), seed=1)
+    assert skewed(pool(240), seed=1) == rows
     assert len(rows) == 120
     assert len({row.request.id for row in rows}) == 120
     counts = Counter(row.request.text for row in rows)

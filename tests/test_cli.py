@@ -21,7 +21,7 @@ from supertiny.core.task import load_task
 from supertiny.report import terminal
 
 PLACES = ("attic", "barn", "cellar", "den", "east", "field", "garden", "hall", "island", "jungle")
-COMMANDS = ["new", "export", "check", "run", "serve", "ask", "compare", "methods", "show", "models"]
+COMMANDS = ["new", "export", "check", "run", "optimise", "serve", "ask", "compare", "methods", "show", "models"]
 
 
 @pytest.fixture
@@ -79,10 +79,17 @@ def test_no_command_shows_help_and_no_error(typed: Any) -> None:
         (["new", "task"], "error: new needs one of --example, --from-logs, --from-csv, --from-dataset, --tools-from"),
         (["new", "--example", "smart_home"], "error: new needs the folder to make"),
         (["new", "x", "--from-csv", "nowhere.csv"], "error: nowhere.csv is not there (give a file of rows: .csv"),
-        (["new", "x", "--from-dataset", "no/where/rows"], "error: no/where/rows is not there (give a file, a folder"),
-        (["new", "x", "--from-logs", "logs.jsonl", "--label", "a"], "error: --text, --label, --argument, --calls and"),
+        (["new", "x", "--from-csv", "rows.csv", "--test-split", "test"], "error: --test-split is for a data set (give"),
+        (
+            ["new", "x", "--from-csv", "a.csv", "--sizes", "labeled=3"],
+            "error: --sizes: there is no split 'labeled' (did",
+        ),
+        (
+            ["new", "x", "--from-csv", "a.csv", "--sizes", "test=0"],
+            "error: --sizes: 'test=0' is not of the form SPLIT=",
+        ),
         (["export", "nowhere", "--to", "x.jsonl"], "error: there is no folder nowhere (give a run, such as"),
-        (["export", "nowhere", "--to", "x", "--as", "alpacca"], "error: --as: there is no shape 'alpacca' (did you"),
+        (["export", "nowhere", "--to", "x", "--as", "mesages"], "error: --as: there is no shape 'mesages' (did you"),
         (["export", "nowhere"], "error: Missing option '--to'. (see"),
         (["serve", "x", "--port", "70000"], "error: Invalid value for '--port'"),
     ],
@@ -218,15 +225,13 @@ def test_new_from_a_table_in_one_command(typed: Any, tmp_path: Path) -> None:
     assert (status, err) == (0, [])
     first, then = out.splitlines()
     assert first.startswith(f"{tmp_path / 'task'}: 10 labelled, ")
-    assert first.endswith("; 1 left out: the same request again or more than --sizes asks for")
-    assert then == f"next:  supertiny run RECIPE task={tmp_path / 'task'}"
+    assert first.endswith("; 1 left out: said twice, broken, or more than was asked for")
+    assert then == f"next:  supertiny run {tmp_path / 'task' / 'recipe.yaml'}"
     (tool,) = load_task(tmp_path / "task").tools
     assert tool.parameters["properties"]["label"]["enum"] == ["cold", "hot"]
-    status, out, _ = typed(
-        "new", tmp_path / "again", "--from-dataset", rows, *columns, "--function", "sort", "--seed", 2
-    )
-    assert status == 0
-    assert [tool.name for tool in load_task(tmp_path / "again").tools] == ["sort"]
+    status, out, err = typed("check", tmp_path / "task")
+    assert (status, err) == (0, [])
+    assert out == f"{tmp_path / 'task' / 'recipe.yaml'}: no mistakes; its results go to runs/task\n"
 
 
 def test_mistakes_in_a_table_are_lines_with_places(typed: Any, tmp_path: Path) -> None:
@@ -234,7 +239,10 @@ def test_mistakes_in_a_table_are_lines_with_places(typed: Any, tmp_path: Path) -
     rows.write_text("text,label\n" + "x,y\n" * 9 + "one,two,three\n", encoding="utf-8")
     status, out, err = typed("new", tmp_path / "task", "--from-csv", rows)
     assert (status, out) == (2, "")
-    assert err == [f"error: {rows}:11: 3 cells; the header has 2 (a cell that holds ',' stands in quotes: \"...\")"]
+    assert err == [
+        f"error: {rows}:11: too many cells (the header has 2; one that holds ',' stands in quotes: \"...\")",
+        f"error: {rows}: 1 broken rows in all",
+    ]
     rows.write_text("text,label\nx,y\n", encoding="utf-8")
     status, _, err = typed("new", tmp_path / "task", "--from-csv", rows, "--text", "txet", "--label", "labels")
     assert status == 2
@@ -250,9 +258,6 @@ def test_export_says_what_it_wrote_and_who_reads_it(typed: Any, tmp_path: Path, 
     assert out.splitlines()[0] == f"{target}: 2 rows of valid, as sharegpt"
     assert "read by:  LLaMA-Factory" in out
     assert len(target.read_text(encoding="utf-8").splitlines()) == 2
-    status, _, err = typed("export", task_folder, "--to", tmp_path / "test.jsonl", "--split", "test")
-    assert status == 0
-    assert err == ["warning: rows of test measure a model; one that is trained on them cannot be measured"]
     assert typed("export", task_folder, "--to", target)[0] == 2
 
 

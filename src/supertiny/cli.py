@@ -59,7 +59,7 @@ def root(
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Read a recipe and its task; report all mistakes at once, spend nothing.
 
-    Example: supertiny check examples/smart_home/recipe.yaml transfer.epochs=2
+    Example: supertiny check examples/smart_home/recipe.yaml prototype.budget.minutes=30
     """
     from supertiny.core.methods import own_methods
     from supertiny.core.task import STEPS
@@ -98,32 +98,27 @@ def run(
 def optimise(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    budget_minutes: Annotated[float | None, typer.Option(min=0, help="Engine minutes to spend at most.")] = None,
-    budget_dollars: Annotated[float | None, typer.Option(min=0, help="Dollars to spend at most.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows of valid to use; all where not given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the chosen pipeline into the recipe.")] = False,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found to this file too.")] = None,
     folder: Folder = None,
 ) -> None:
     """Find the teacher pipeline that is best on valid, for its price; test is not touched.
 
-    What is tried stands in the recipe's section `optimise`, or is derived from its steps. Run again, it goes on.
+    What is tried, and what it may cost, stands in the recipe's section `optimise`; what does not is derived from the
+    recipe's steps. Run again, it goes on.
 
-    Example: supertiny optimise examples/smart_home/recipe.yaml --budget-minutes 30 --write
+    Example: supertiny optimise examples/smart_home/recipe.yaml optimise.budget.minutes=30 --write
     """
-    from supertiny.core.files import write_json
     from supertiny.pipeline import load_recipe
     from supertiny.pipeline import optimise as search
     from supertiny.prototype.search.table import print_choice, print_outcome
 
     values = [*(overrides or []), *([f"folder={folder}"] if folder else [])]
     loaded = load_recipe(_recipe_of(recipe), values)
-    outcome = search(loaded, budget_minutes, budget_dollars, rows)
+    outcome = search(loaded)
     print_outcome(outcome, _console())
     print(f"\nall of it: {loaded.folder / 'optimise.json'}")
-    if json is not None:
-        write_json(json, outcome)
-    print_choice(outcome, _recipe_of(recipe), write, overridden=bool(overrides))
+    overridden = any(override.startswith("prototype") for override in overrides or [])
+    print_choice(outcome, _recipe_of(recipe), write, overridden)
 
 
 @app.command()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from supertiny import __version__
-from supertiny.core.errors import UserError, UserErrors, nearest_word
+from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
 from supertiny.core.files import hash_of
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import Own, build, own_methods, validated
@@ -33,36 +34,20 @@ def check(recipe: Recipe) -> dict[str, Any]:
     errors: list[UserError] = []
     settings = {}
     own = None
-    try:
+    with gathered(errors):
         own = own_methods("steps", recipe.task / STEPS)
-    except UserErrors as several:
-        errors += several.errors
-    except UserError as error:
-        errors.append(error)
     for stage in STAGES:
         schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
-        try:
+        with gathered(errors):
             settings[stage] = validated(schema, recipe.sections[stage], stage, own)
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
-    try:
+    with gathered(errors):
         task = load_task(recipe.task)
         if "prototype" in settings:
             errors += _demands(recipe, settings["prototype"], task, own)
-    except UserErrors as several:
-        errors += several.errors
-    except UserError as error:
-        errors.append(error)
     errors += _missing_models(settings)
     if SEARCH in recipe.sections:
-        try:
-            search_of(recipe, settings)
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
+        with gathered(errors):
+            _search_of(recipe, settings)
     if errors:
         raise UserErrors(errors)
     return settings
@@ -76,7 +61,7 @@ def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list
     return mistakes(settings, task, own, asks)
 
 
-def search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:
+def _search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:
     """What the recipe says of a search; what it does not say is derived. Raises UserErrors with every mistake."""
     from supertiny.prototype.search.settings import Settings as Search
     from supertiny.prototype.search.space import mistakes
@@ -134,42 +119,30 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
         asked = _asked_on_test(settings["report"], task)
         say(settings["prototype"], task, progress, asked, recipe.folder / "ledger.sqlite")
         return recipe.folder
-    free = open_folder(recipe)
-    progress.note(f"results go to {recipe.folder}")
-    try:
-        ledger = Ledger(recipe.folder / "ledger.sqlite", settings["prototype"].budget)
-        try:
-            run = Run(recipe.folder, recipe, load_task(recipe.task), ledger, progress)
-            _run_stages(run, settings, only)
-        finally:
-            ledger.close()
-    finally:
-        free()
+    with _opened(recipe, settings, progress) as run:
+        progress.note(f"results go to {recipe.folder}")
+        _run_stages(run, settings, only)
     return recipe.folder
 
 
-def optimise(
-    recipe: Recipe,
-    minutes: float | None = None,
-    dollars: float | None = None,
-    rows: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Searches the best teacher pipeline on valid within the recipe's run folder; gives what it found.
-
-    Budget and rows are those of the recipe's section `optimise` where they are not given.
-    """
+def optimise(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+    """Searches the best teacher pipeline on valid within the recipe's run folder; gives what it found."""
     from supertiny.prototype.optimise import optimise as search
-    from supertiny.prototype.optimise import with_options
 
     settings = check(recipe)
-    wanted = with_options(search_of(recipe, settings), minutes, dollars, rows)
+    wanted = _search_of(recipe, settings)
+    with _opened(recipe, settings, progress or Progress()) as run:
+        return search(settings["prototype"], wanted, run)
+
+
+@contextmanager
+def _opened(recipe: Recipe, settings: Mapping[str, Any], progress: Progress) -> Iterator[Run]:
+    """The run in its folder, which no other process may work on meanwhile."""
     free = open_folder(recipe)
     try:
         ledger = Ledger(recipe.folder / "ledger.sqlite", settings["prototype"].budget)
         try:
-            run = Run(recipe.folder, recipe, load_task(recipe.task), ledger, progress or Progress())
-            return search(settings["prototype"], wanted, run)
+            yield Run(recipe.folder, recipe, load_task(recipe.task), ledger, progress)
         finally:
             ledger.close()
     finally:
@@ -211,7 +184,7 @@ def _decided(stage: str, settings: Mapping[str, Any], run: Run) -> dict[str, Any
         return {}
     from supertiny.prototype.stage import reads
 
-    decisions = reads(settings[stage], run.task, run.folder)
+    decisions = reads(settings[stage], run.folder)
     return {"decided": decisions} if decisions else {}
 
 

@@ -6,23 +6,19 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from supertiny.core.errors import UserError
-
-if TYPE_CHECKING:
-    from supertiny.core.tables import Table
-    from supertiny.core.task_tables import Columns
+from supertiny.core.errors import UserError, nearest_word
 
 _SOURCES = ("--example", "--from-logs", "--from-csv", "--from-dataset", "--tools-from")
 
 Option = typer.Option
-ChatLogs = Annotated[Path | None, Option(metavar="FILE", help="Chat logs, one conversation a line.")]
-TableFile = Annotated[Path | None, Option(metavar="FILE", help="A table: CSV, TSV, JSON, JSONL; Parquet with pyarrow.")]
+ChatLogs = Annotated[Path | None, Option(metavar="FILE", help="Chat logs in OpenAI's format, a conversation a line.")]
+TableFile = Annotated[Path | None, Option(metavar="FILE", help="A table: CSV, TSV, JSON or JSONL.")]
 DataSet = Annotated[
-    str | None, Option(metavar="DATA", help="A data set: file, folder, or OWNER/NAME on the Hugging Face hub.")
+    str | None, Option(metavar="DATA", help="A data set: OWNER/NAME on the Hugging Face hub, or a folder.")
 ]
 LabelledFile = Annotated[
     Path | None, Option(metavar="FILE", help="Labelled rows; writes tools.json beside them, or into FOLDER.")
@@ -33,7 +29,6 @@ Arguments = Annotated[
     list[str] | None, Option(metavar="COLUMN", help="What to extract: makes extract(...); may be repeated.")
 ]
 Calls = Annotated[str, Option(metavar="COLUMN", help="Calls as JSON, a list of name and arguments.")]
-Function = Annotated[str, Option(metavar="NAME", help="Another name than classify or extract.")]
 TestSplit = Annotated[str, Option(metavar="SPLIT", help="The data set's split that is the task's test.")]
 
 
@@ -48,13 +43,12 @@ def new(
     label: Label = "",
     argument: Arguments = None,
     calls: Calls = "",
-    function: Function = "",
-    split: Annotated[str, Option(help="The data set's split whose rows are taken.")] = "train",
+    split: Annotated[str, Option(help="The data set's rows that are taken: train, or train[:5000].")] = "train",
     test_split: TestSplit = "",
     config: Annotated[str, Option(metavar="NAME", help="The data set's subset.")] = "",
     sizes: Annotated[str, Option(metavar="SPLIT=ROWS,...", help="Rows of the task's splits.")] = "",
     seed: Annotated[int, Option(help="Decides which row goes to which split.")] = 0,
-    skip_broken: Annotated[bool, Option("--skip-broken", help="Leave out table rows that are broken.")] = False,
+    skip_broken: Annotated[bool, Option("--skip-broken", help="Leave out rows that are broken.")] = False,
 ) -> None:
     """Make a task folder: from an example, chat logs (messages with tool_calls), a table, or a data set.
 
@@ -69,51 +63,47 @@ def new(
         return
     if folder is None:
         raise UserError("new needs the folder to make", "for instance: supertiny new my_task --example smart_home")
-    if example is not None:
-        _copy(example, folder)
-        return
-    from supertiny.core.task_tables import Columns
+    from supertiny.core.tables import read_dataset, read_table
+    from supertiny.core.task_import import Columns, copy_example, new_task
 
-    columns = Columns(text, label, tuple(argument or ()), calls, function)
-    if from_logs is not None:
-        _from_logs(from_logs, folder, columns, seed, sizes)
+    if example is not None:
+        copy_example(example, folder)
     else:
-        tables = _tables(from_csv, from_dataset, split, test_split, config)
-        _from_tables(tables, folder, columns, seed, sizes, skip_broken)
+        asked_for = _sizes(sizes)
+        file = from_logs or from_csv
+        if file is not None and test_split:
+            raise UserError("--test-split is for a data set", "give --from-dataset the folder that holds both splits")
+        names = [name for name in (split, test_split) if name]
+        tables = [read_table(file)] if file else [read_dataset(str(from_dataset), name, config) for name in names]
+        columns = Columns(text, label, tuple(argument or ()), calls)
+        rows = new_task(tables[0], folder, columns, seed, asked_for, skip_broken, *tables[1:])
+        left = sum(len(table.rows) for table in tables) - sum(rows.values())
+        more = f"; {left} left out: said twice, broken, or more than was asked for" if left else ""
+        print(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in rows.items()) + more)
+    print(f"next:  {typed_command()} run {shlex.quote(str(folder / 'recipe.yaml'))}")
 
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|TASK", help="A run folder, or a task's.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write, a JSON object a line.")],
-    style: Annotated[
-        str, typer.Option("--as", metavar="SHAPE", help="messages, openai, sharegpt, prompt_completion or alpaca.")
-    ] = "messages",
+    to: Annotated[Path, Option("--to", metavar="FILE", help="The file to write, a JSON object a line.")],
+    style: Annotated[str, Option("--as", metavar="SHAPE", help="messages or sharegpt.")] = "messages",
     split: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="train of a run (default), labelled of a task (default), valid.")
+        str | None, Option(metavar="SPLIT", help="train of a run (default), labelled of a task (default), valid.")
     ] = None,
 ) -> None:
     """Write examples as other trainers read them.
 
     messages: TRL, Axolotl (type: chat_template), Unsloth (apply_chat_template with tools).
 
-    openai: the same with arguments as JSON text, for OpenAI's fine-tuning.
-
     sharegpt: LLaMA-Factory (formatting: sharegpt, with columns for system and tools).
-
-    prompt_completion: TRL, with the loss on the answer alone.
-
-    alpaca: Axolotl (type: alpaca), and LLaMA-Factory's default.
 
     Example: supertiny export runs/smart_home --to train.jsonl --as sharegpt
     """
     from supertiny.core.export import READERS
     from supertiny.core.export import export as write
 
-    if split == "test":
-        print("warning: rows of test measure a model; one that is trained on them cannot be measured", file=sys.stderr)
-    done = write(source, to, style, split)
-    left = f"; {done.unanswered} without an answer left out" if done.unanswered else ""
-    print(f"{to}: {done.rows} rows of {done.split}, as {style}{left}")
+    chosen, rows = write(source, to, style, split)
+    print(f"{to}: {rows} rows of {chosen}, as {style}")
     print(f"read by:  {READERS[style]}")
 
 
@@ -125,59 +115,24 @@ def typed_command() -> str:
     return shlex.quote(str(called))
 
 
-def _copy(example: str, folder: Path) -> None:
-    from supertiny.core.task_import import copy_example
+def _sizes(text: str) -> dict[str, int]:
+    """Sizes as they are typed: `labelled=200,valid=100`. Raises UserError."""
+    from supertiny.core.task_rows import SPLITS
 
-    copy_example(example, folder)
-    print(f"next:  {typed_command()} run {shlex.quote(str(folder / 'recipe.yaml'))}")
-
-
-def _from_logs(logs: Path, folder: Path, columns: Columns, seed: int, sizes: str) -> None:
-    from supertiny.core.task_import import new_from_logs
-    from supertiny.core.task_splits import read_sizes
-
-    if columns != type(columns)():
-        raise UserError("--text, --label, --argument, --calls and --function are for tables", "leave them out")
-    _say(folder, new_from_logs(logs, folder, seed, read_sizes(sizes)))
-
-
-def _tables(csv: Path | None, data: str | None, split: str, test_split: str, config: str) -> list[Table]:
-    """The rows, and those of the data set's own test where it is named."""
-    from supertiny.core.hub_tables import read_dataset
-    from supertiny.core.tables import read_table
-
-    source = csv if csv is not None else Path(str(data))
-    if test_split and source.is_file():
-        raise UserError(f"--test-split: {source} is one file", "give --from-dataset the folder that holds both splits")
-    if csv is not None:
-        return [read_table(csv)]
-    return [read_dataset(str(data), name, config) for name in (split, test_split) if name]
-
-
-def _from_tables(tables: list[Table], folder: Path, columns: Columns, seed: int, sizes: str, skip_broken: bool) -> None:
-    from supertiny.core.task_splits import read_sizes
-    from supertiny.core.task_tables import new_from_table
-
-    table, test = tables[0], tables[1] if len(tables) > 1 else None
-    rows = new_from_table(table, columns, folder, seed, read_sizes(sizes), skip_broken, test)
-    left = sum(len(one.rows) for one in tables) - sum(rows.values())
-    reasons = [
-        "the same request again",
-        *(["nearly a row of test"] if test else []),
-        *(["broken"] if skip_broken else []),
-    ]
-    reasons += ["more than --sizes asks for"] if sizes else []
-    _say(folder, rows, f"; {left} left out: {' or '.join(reasons)}" if left else "")
-
-
-def _say(folder: Path, rows: dict[str, int], more: str = "") -> None:
-    print(f"{folder}: " + ", ".join(f"{count} {split}" for split, count in rows.items()) + more)
-    print(f"next:  {typed_command()} run RECIPE {shlex.quote(f'task={folder}')}")
+    sizes: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        split, _, count = (word.strip() for word in part.partition("="))
+        if split not in SPLITS:
+            raise UserError(f"--sizes: there is no split {split!r}", nearest_word(split, SPLITS))
+        if not count.isdecimal() or int(count) < 1:
+            raise UserError(f"--sizes: {part!r} is not of the form SPLIT=ROWS", "for instance labelled=200,valid=100")
+        sizes[split] = int(count)
+    return sizes
 
 
 def _write_tools(labelled: Path, path: Path) -> None:
     from supertiny.core.files import write_json
-    from supertiny.core.tool_inference import tools_from
+    from supertiny.core.task_tools import tools_from
 
     if path.exists():
         raise UserError(f"{path} is there already", "move it away, or name another folder")

@@ -12,8 +12,9 @@ from supertiny.core.errors import UserError
 from supertiny.core.export import READERS, export
 from supertiny.core.files import read_rows, write_json, write_rows
 from supertiny.core.records import Call
+from supertiny.core.tables import read_table
 from supertiny.core.task import load_task
-from supertiny.core.task_import import new_from_logs
+from supertiny.core.task_import import new_task
 from tests.small_task import examples, write_task
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -45,9 +46,9 @@ def task(tmp_path: Path) -> Path:
 
 def exported(source: Path, style: str = "messages", split: str | None = None) -> list[dict[str, Any]]:
     target = source.parent / f"{style}-{split}.jsonl"
-    done = export(source, target, style, split)
+    _, count = export(source, target, style, split)
     rows = read_rows(target)
-    assert done.rows == len(rows)
+    assert count == len(rows)
     return rows
 
 
@@ -81,19 +82,6 @@ def test_messages_hold_calls_as_objects_and_the_tools(task: Path) -> None:
     assert first["tools"][0]["function"]["parameters"]["required"] == ["area"]
 
 
-def test_openai_holds_arguments_as_text(task: Path) -> None:
-    long, *_ = exported(task, "openai")
-    texts = [call["function"]["arguments"] for place in (2, -1) for call in long["messages"][place]["tool_calls"]]
-    assert [json.loads(text) for text in texts] == [{"area": "Hall"}, {"area": "Kitchen"}, {"area": "Attic"}]
-
-
-def test_prompt_and_completion_are_the_conversation_cut_before_the_answer(task: Path) -> None:
-    for row, whole in zip(exported(task, "prompt_completion"), exported(task), strict=True):
-        assert [*row["prompt"], *row["completion"]] == whole["messages"]
-        assert len(row["completion"]) == 1
-        assert row["tools"] == whole["tools"]
-
-
 def test_sharegpt_takes_turns_and_keeps_system_and_tools_apart(task: Path) -> None:
     long, none, _, first, *_ = exported(task, "sharegpt")
     assert [turn["from"] for turn in long["conversations"]] == [
@@ -113,24 +101,11 @@ def test_sharegpt_takes_turns_and_keeps_system_and_tools_apart(task: Path) -> No
         assert sides == [True, False]
 
 
-def test_alpaca_is_text_with_a_history_of_pairs(task: Path) -> None:
-    long, none, silent, first, *_ = exported(task, "alpaca")
-    assert long["instruction"] == "done\nand now kitchen and attic"
-    assert json.loads(long["output"]) == CALLS
-    ((asked, answered),) = long["history"]
-    assert asked == "light in the hall"
-    assert json.loads(answered) == [{"name": "TurnOn", "arguments": {"area": "Hall"}}]
-    assert (long["system"], long["input"]) == ("Be brief.", "")
-    assert (none["output"], silent["output"]) == ("I cannot say.", "[]")
-    assert json.loads(first["output"]) == read_rows(task / "labelled.jsonl")[3]["calls"]
-    assert first["history"] == []
-
-
-@pytest.mark.parametrize("style", ["messages", "openai", "prompt_completion", "sharegpt"])
+@pytest.mark.parametrize("style", ["messages", "sharegpt"])
 def test_what_is_exported_comes_back_with_the_same_calls(task: Path, tmp_path: Path, style: str) -> None:
     target = tmp_path / "logs.jsonl"
     export(task, target, style)
-    counts = new_from_logs(target, tmp_path / "again", seed=1)
+    counts = new_task(read_table(target), tmp_path / "again", seed=1)
     known = load_task(task)
     again = load_task(tmp_path / "again")
     rows = [row for split in counts for row in read_rows(tmp_path / "again" / f"{split}.jsonl")]
@@ -157,8 +132,7 @@ def test_a_run_gives_its_training_rows(task: Path, tmp_path: Path) -> None:
     made = [example.to_json() for example in examples("unlabelled", 4)]
     made[3]["answer"]["readable"] = False
     write_rows(run / "prototype" / "train.jsonl", made)
-    done = export(run, tmp_path / "train.jsonl")
-    assert (done.split, done.rows, done.unanswered) == ("train", 3, 1)
+    assert export(run, tmp_path / "train.jsonl") == ("train", 3)
     first = read_rows(tmp_path / "train.jsonl")[0]
     assert first["messages"][0]["content"] == made[0]["messages"][0]["content"]
     assert len(first["tools"]) == 3
@@ -168,17 +142,16 @@ def test_a_run_gives_its_training_rows(task: Path, tmp_path: Path) -> None:
 def test_rows_of_test_are_never_among_others(task: Path) -> None:
     hidden = {example.request.text for example in load_task(task).test}
     for split in (None, "labelled", "valid"):
-        assert not hidden & {row["messages"][-2]["content"] for row in exported(task, "openai", split)}
-    assert {row["messages"][0]["content"] for row in exported(task, split="test")} == hidden
+        assert not hidden & {row["messages"][-2]["content"] for row in exported(task, "messages", split)}
 
 
 @pytest.mark.parametrize(
     ("source", "style", "split", "words"),
     [
         ("task", "mesages", None, "--as: there is no shape 'mesages' (did you mean 'messages'?)"),
-        ("task", "messages", "tset", "--split: there is no split 'tset' (did you mean 'test'?)"),
+        ("task", "messages", "vaild", "--split: 'vaild' cannot be exported (did you mean 'valid'?)"),
+        ("task", "messages", "test", "--split: 'test' cannot be exported (known: labelled, train, valid)"),
         ("task", "messages", "train", "is a task, which has no 'train'"),
-        ("task", "messages", "unlabelled", "no row of 'unlabelled' has an answer (export the run that labelled them"),
         ("nowhere", "messages", None, "there is no folder"),
         ("task/test.jsonl", "messages", None, "there is no folder"),
     ],

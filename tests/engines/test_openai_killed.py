@@ -25,5 +25,6 @@ def test_killed_and_billed_again_the_budget_still_holds():
 
 @pytest.mark.slow
 def test_a_server_without_faults_is_kept_busy():
-    share, _ = throughput(64)
+    share, client_seconds = throughput(64, delay_seconds=0.2)
     assert 0 < share <= 1
+    assert client_seconds > 0

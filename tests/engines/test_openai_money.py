@@ -65,6 +65,26 @@ def test_with_faults_each_call_is_answered_and_paid_once(faulty: Any, tmp_path: 
     assert ledger.ask("SELECT COUNT(*) FROM pending") == [(0,)]
 
 
+def test_answers_that_come_broken_again_and_again_are_paid_once(faulty: Any, tmp_path: Path) -> None:
+    faulty.plan = Plan(shares={"malformed": 1.0}, most_faults=4)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    answers = ledger.wrap(opened(faulty), "test").complete(prompts(20), FEW)
+    assert [json.loads(a.text)[0]["arguments"]["number"] for a in answers] == list(range(20))
+    seen = faulty.stats()
+    assert (seen["tries"], seen["billed"], seen["paid_twice"]) == (100, 20, 0)
+    assert ledger.lost()[0].calls == 80, "which of them the provider bills is not known here"
+
+
+def test_a_broken_answer_that_was_the_last_is_asked_for_anew_by_the_next_run(server: Any, tmp_path: Path) -> None:
+    server.scripted = [Response("{")]
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(UserError, match="not JSON"):
+        ledger.wrap(opened(server, retries=0), "test").complete(prompts(1), FEW)
+    ledger.wrap(opened(server, retries=0), "test").complete(prompts(1), FEW)
+    assert len({headers["idempotency-key"] for headers in server.headers}) == 2
+    assert ledger.lost()[0].calls == 1
+
+
 @pytest.mark.parametrize("honours", [True, False])
 @pytest.mark.parametrize("limit", [{"dollars": 0.12}, {"tokens": 4500}])
 def test_a_budget_holds_with_64_under_way_and_tries_that_are_billed_and_lost(

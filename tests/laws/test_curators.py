@@ -126,6 +126,8 @@ def test_what_a_curator_is_handed_is_what_it_needs(name: str) -> None:
     needs = set(getattr(build("curators", name), "needs", ()))
     assert needs <= {"live_teacher", "token_scores", "person"}
     assert ("bench" in inspect.signature(build("curators", name).curate).parameters) == bool(needs)
+    if "live_teacher" in needs:
+        assert build("curators", name).model_calls([], 1.0) >= 0, "how often it is expected to ask"
 
 
 def test_verified_keeps_gold_and_drops_what_fails_or_is_doubted() -> None:

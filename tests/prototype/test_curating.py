@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from supertiny.core.errors import BudgetReached
+from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import read_rows, write_rows
 from supertiny.core.ledger import Budget, Ledger
-from supertiny.core.methods import validated
+from supertiny.core.methods import own_methods, validated
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import STAGES, Recipe
 from supertiny.core.records import Completion, Example, Grammar, Price, Prompt, Sampling
 from supertiny.core.run import Run
-from supertiny.core.task import Task, load_task
+from supertiny.core.task import STEPS, Task, load_task
 from supertiny.pipeline import _decided
-from supertiny.prototype import stage
-from supertiny.prototype.curators import _scores
+from supertiny.prototype import bench, stage
+from supertiny.prototype.estimate import estimates
 from supertiny.prototype.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.small_bench import ScoringEngine, labels, writes_requests
@@ -29,6 +30,24 @@ from tests.small_task import PHRASES, rows, write_task
 GOLD = {row["text"]: row["calls"][0] for split in PHRASES for row in rows(split)}
 NO_CALL = rows("unlabelled")[0]["text"]
 CUT_OFF = rows("unlabelled")[1]["text"]
+
+TORN = '''"""Splits the votes on kitchens.
+
+Use when: a test asks a person.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Torn:
+    """It asks nobody."""
+
+    calls_per_request = 0.0
+
+    def run(self, traces, bench):
+        return [replace(trace, confidence=0.4 if "kitchen" in trace.request.text else 1.0) for trace in traces]
+'''
 
 
 class Teacher(FakeEngine):
@@ -78,15 +97,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> Teacher:
 def student(monkeypatch: pytest.MonkeyPatch) -> ScoringEngine:
     """What opens in place of the student's model."""
     opened = ScoringEngine()
-    known = _scores.build
-
-    class Block:
-        def open(self) -> ScoringEngine:
-            return opened
-
-    monkeypatch.setattr(
-        _scores, "build", lambda family, *rest: Block() if family == "engines" else known(family, *rest)
-    )
+    monkeypatch.setattr(bench, "open_block", lambda *_: opened)
     return opened
 
 
@@ -100,7 +111,8 @@ def run_stage(task: Task, budget: Budget | None = None, **settings: Any) -> tupl
     run = run_of(task, budget)
     folder = run.folder / "prototype"
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = validated(Settings, {"engine": "openvino", "steps": ["retrieve", "fill"], **settings}, "prototype")
+    block = {"engine": "openvino", "steps": ["retrieve", "fill"], **settings}
+    chosen = validated(Settings, block, "prototype", own_methods("steps", task.folder / STEPS))
     try:
         return stage.run(chosen, run, folder), folder
     finally:
@@ -109,8 +121,10 @@ def run_stage(task: Task, budget: Budget | None = None, **settings: Any) -> tupl
 
 def test_every_row_that_is_dropped_is_told_with_who_and_why(task: Task, teacher: Teacher) -> None:
     block = {"method": "verified", "keep_abstained": False}
-    summary, folder = run_stage(task, curators=[block, "deduplicate", {"method": "balance", "most": 9}])
-    rejected = {row["messages"][0]["content"]: row["rejected"] for row in read_rows(folder / "rejected.jsonl")}
+    summary, folder = run_stage(task, curators=[block, "deduplicate", {"method": "balance", "rows": 27}])
+    rejected = {
+        row["messages"][0]["content"]: row["provenance"]["rejected"] for row in read_rows(folder / "rejected.jsonl")
+    }
     assert rejected[CUT_OFF] == {"by": "pipeline", "reason": "unreadable answer"}
     assert rejected[NO_CALL]["by"] == "verified"
     assert rejected[NO_CALL]["reason"].startswith("the verifier abstains: no call")
@@ -135,7 +149,7 @@ def test_every_row_that_is_dropped_is_told_with_who_and_why(task: Task, teacher:
 
 
 def test_the_price_of_each_step_is_told(task: Task, teacher: Teacher) -> None:
-    summary, folder = run_stage(task, steps=["retrieve", "fill", "check"], curators=[])
+    summary, _ = run_stage(task, steps=["retrieve", "fill", "check"], curators=[])
     costs = summary["costs_by_step"]
     fill, check = (costs["pipeline on the pool"][name] for name in ("fill", "check"))
     # The row that was cut off was completed again under the grammar, cut off again, and handed back by the check.
@@ -145,9 +159,6 @@ def test_the_price_of_each_step_is_told(task: Task, teacher: Teacher) -> None:
     assert costs["pipeline on valid"]["check"]["calls"] == 0
     assert fill["cost"]["dollars"] == pytest.approx(fill["cost"]["tokens_in"] / 1e6)
     assert costs["paid once"] == {}
-    provenance = {row["messages"][0]["content"]: row["provenance"] for row in read_rows(folder / "pool.jsonl")}
-    assert provenance[CUT_OFF]["retries"] >= 1
-    assert "retries" not in provenance[NO_CALL]
 
 
 @pytest.mark.parametrize(("curators", "is_open"), [(["verified"], False), (["perplexity_band"], False)])
@@ -185,7 +196,8 @@ def test_scores_are_one_batch_for_all_curators_and_are_kept_in_the_ledger(
     assert len(student.scored) == 2, "a second run reads them from the ledger"
     assert (folder / "train.jsonl").read_bytes() == train
     run = run_of(task)
-    assert {bill.purpose: bill.calls for bill in run.ledger.bills()}["scores for curators"] == 17 + len(requests)
+    bills = {bill.purpose: bill.calls for bill in run.ledger.bills("curator ")}
+    assert bills == {"curator perplexity_band": 17, "curator information_sampling": len(requests)}
     run.ledger.close()
 
 
@@ -196,6 +208,10 @@ def test_expand_is_labelled_by_the_pipeline_verified_and_billed(task: Task, teac
     count = next(one for one in summary["curators"] if one["curator"] == "expand")
     assert count["made"] == len(made) == 12
     assert count["calls"] == 3 + 12, "three lists were written, twelve requests answered"
+    chosen = validated(
+        Settings, {"engine": "openvino", "steps": ["retrieve", "fill"], "curators": curators}, "prototype"
+    )
+    assert {part.part: part.calls for part in estimates(chosen, task)}["curators"] == pytest.approx(3 + 12)
     assert count["dollars"] == pytest.approx(count["tokens_in"] / 1e6)
     known = {row.request.id for row in (*task.labelled, *task.unlabelled)}
     for row in made:
@@ -231,7 +247,9 @@ def test_a_budget_stops_curators_too(task: Task, teacher: Teacher, student: Scor
 
 
 def test_a_persons_decisions_make_the_stage_be_done_again(task: Task, teacher: Teacher) -> None:
-    curators = [{"method": "disagreement", "neighbours": 1}]
+    (task.folder / STEPS).mkdir()
+    (task.folder / STEPS / "torn.py").write_text(TORN, encoding="utf-8")
+    curators, steps = ["disagreement"], ["retrieve", "fill", "torn"]
     chosen = {"prototype": validated(Settings, {"engine": "openvino", "curators": curators}, "prototype")}
     run = run_of(task)
 
@@ -239,7 +257,7 @@ def test_a_persons_decisions_make_the_stage_be_done_again(task: Task, teacher: T
         return _decided("prototype", chosen, run)
 
     assert key() == {}
-    summary, folder = run_stage(task, curators=curators)
+    summary, folder = run_stage(task, curators=curators, steps=steps)
     path = run.folder / "review" / "disagreement.jsonl"
     questions = read_rows(path)
     assert questions
@@ -249,8 +267,33 @@ def test_a_persons_decisions_make_the_stage_be_done_again(task: Task, teacher: T
     first = key()
     assert first["decided"]["disagreement"]
     teacher.is_open = True
-    run_stage(task, curators=curators)
+    run_stage(task, curators=curators, steps=steps)
     assert key() == first
     assert questions[0]["id"] in {row["id"] for row in read_rows(folder / "train.jsonl")}
     assert all(_decided(other, chosen, run) == {} for other in STAGES if other != "prototype")
     run.ledger.close()
+
+
+def test_what_is_scrubbed_stands_in_no_file_of_rows(task: Task, teacher: Teacher) -> None:
+    """Two rows say the same, so that one of them is left out."""
+    secret, said = "anna@firma.de", "please illuminate the hall for anna@firma.de"
+    with (task.folder / "unlabelled.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write("".join(json.dumps({"text": text}) + "\n" for text in (said, said.upper())))
+    with (task.folder / "labelled.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"text": f"dark for {secret}", "calls": [rows("labelled")[0]["calls"][0]]}) + "\n")
+    summary, folder = run_stage(load_task(task.folder), curators=["verified", "deduplicate", "scrub"])
+    kept, pool, rejected = (read_rows(folder / f"{name}.jsonl") for name in ("train", "pool", "rejected"))
+    assert not any(secret in json.dumps(row).casefold() for row in (*kept, *pool, *rejected))
+    assert summary["curators"][2]["changed"] == 2
+    texts = [{row["messages"][0]["content"] for row in split} for split in (kept, pool, rejected)]
+    (instead,) = {text.split()[-1] for split in texts for text in split if "@" in text}
+    assert instead.endswith("@example.com")
+    assert [f"please illuminate the hall for {instead}" in split for split in texts] == [True, True, False]
+    (left_out,) = [row for row in rejected if "@" in row["messages"][0]["content"]]
+    assert left_out["provenance"]["rejected"]["by"] == "deduplicate"
+
+
+def test_nobody_asks_the_teacher_behind_scrub(task: Task, teacher: Teacher) -> None:
+    with pytest.raises(UserError, match=r"prototype\.curators\.1: refine asks the teacher"):
+        run_stage(task, curators=["scrub", "refine"])
+    assert not teacher.asked

@@ -50,14 +50,6 @@ def test_leak_guard_finds_same_and_near_words_in_both_splits_and_says_where(tmp_
     assert ids(curated({"method": "leak_guard", "similarity": 1}, rows, task, 0, tmp_path)) == ["near", "other"]
 
 
-def test_leak_guard_drops_what_repeats_a_labelled_row_where_asked(tmp_path: Path) -> None:
-    gold = example("turn on the hall light", [], "gold", source="labelled")
-    task = small_task(labelled=[gold], valid=[], test=[])
-    rows = [gold, example("Turn on the hall light.", [], "copy", source="pool")]
-    assert curated("leak_guard", rows, task, 0, tmp_path) == rows
-    assert curated({"method": "leak_guard", "labelled": True}, rows, task, 0, tmp_path) == [gold]
-
-
 def test_leak_guard_compares_whole_conversations(tmp_path: Path) -> None:
     def after(first: str, id: str) -> Example:
         said = [("user", first), ("assistant", "which?"), ("user", "the second one")]
@@ -93,18 +85,15 @@ def test_balance_shares_out_a_number_of_rows(tmp_path: Path) -> None:
     kept = curated({"method": "balance", "rows": 25}, rows, small_task(), 1, tmp_path)
     assert Counter(row.request.id.split("-")[0] for row in kept) == {"TurnOn": 11, "TurnOff": 11, "Dim": 3}
     assert len(curated({"method": "balance", "rows": 500}, rows, small_task(), 1, tmp_path)) == 73
-    capped = curated({"method": "balance", "rows": 500, "most": 5}, rows, small_task(), 1, tmp_path)
-    assert Counter(row.request.id.split("-")[0] for row in capped) == {"TurnOn": 5, "TurnOff": 5, "Dim": 3}
 
 
-def test_balance_drops_gold_only_where_it_is_told_to(tmp_path: Path) -> None:
+def test_balance_never_drops_gold(tmp_path: Path) -> None:
     gold = [replace(row, provenance={"source": "labelled"}) for row in of_pool(10)]
-    assert curated({"method": "balance", "most": 4}, gold, small_task(), 1, tmp_path) == gold
-    few = curated({"method": "balance", "most": 4, "keep_labelled": False}, gold, small_task(), 1, tmp_path)
-    assert len(few) == 4
+    rows = [*gold, *of_pool(10, begin=10)]
+    assert curated({"method": "balance", "rows": 4}, rows, small_task(), 1, tmp_path) == gold
 
 
-@pytest.mark.parametrize("difficulty", ["confidence", "retries", "distance"])
+@pytest.mark.parametrize("difficulty", ["confidence", "distance"])
 def test_balance_takes_rows_of_every_difficulty(difficulty: str, tmp_path: Path) -> None:
     """Thirty rows, three levels: nine chosen are three of each, whatever their order in the file."""
     texts = ["turn on the kitchen light", "turn on some kitchen thing", "完全不同"]
@@ -113,12 +102,10 @@ def test_balance_takes_rows_of_every_difficulty(difficulty: str, tmp_path: Path)
         level = number % 3
         request = replace(row.request, messages=({"role": "user", "content": f"{texts[level]} {'x' * number}"},))
         answer = replace(row.answer or Answer(), confidence=1 - level / 3)
-        rows.append(Example(request, answer, None, {"source": "pool", "retries": level}))
+        rows.append(Example(request, answer, None, {"source": "pool"}))
     block = {"method": "balance", "rows": 9, "difficulty": difficulty}
     kept = curated(block, rows, small_task(), 5, tmp_path)
     assert Counter(int(row.request.id.split("-")[1]) % 3 for row in kept) == {0: 3, 1: 3, 2: 3}
-    easy_or_not = curated({**block, "difficulty": "none"}, rows, small_task(), 5, tmp_path)
-    assert len(easy_or_not) == 9
 
 
 def by_number(prompt: Prompt, text: str) -> float:
@@ -143,7 +130,6 @@ def test_perplexity_band_drops_both_ends_within_each_function(tmp_path: Path) ->
     whole = {"method": "perplexity_band", "per_function": False, "low": 0.0, "high": 0.5}
     easy = ids(curated(whole, rows, task, 0, tmp_path, bench))
     assert easy == ids(rows)[:22]
-    assert len(student.scored) == 1, "what was scored once is not scored again"
     with pytest.raises(UserError, match="low is"):
         curated({"method": "perplexity_band", "low": 0.9, "high": 0.1}, rows, task, 0, tmp_path, bench)
 
@@ -158,38 +144,29 @@ def test_perplexity_of_requests_finds_garbled_ones(tmp_path: Path) -> None:
     assert ids(kept) == [id for id in ids(rows) if id != "garbled"]
 
 
-def test_scores_are_shared_by_all_curators_of_a_run(tmp_path: Path) -> None:
-    task, student = small_task(), ScoringEngine()
-    bench = small_bench(task, tmp_path, student=student)
-    rows = of_pool(40)
-    curated("perplexity_band", rows, task, 0, tmp_path, bench)
-    curated("information_sampling", rows, task, 0, tmp_path, bench)
-    assert [len(batch) for batch in student.scored] == [40, 40], "answers once, requests once"
-    assert {text for _, text in student.scored[1]} == {f" {row.request.text}" for row in rows}
-
-
-def test_information_sampling_draws_what_lies_between_the_clusters(tmp_path: Path) -> None:
-    """Two clusters of losses and a few rows halfway: of a small draw these are more than by chance."""
+def test_information_sampling_draws_what_is_unlike_the_rest(tmp_path: Path) -> None:
+    """Two clusters of losses and a few rows that are far from both: of a small draw these are more than by chance."""
     task = small_task()
     generator = random.Random(3)
-    losses = {f"TurnOn request {n}": generator.gauss(1.0 if n % 2 else 4.0, 0.8) for n in range(90)}
-    losses |= {f"TurnOn request {n}": generator.gauss(2.5, 0.1) for n in range(90, 100)}
+    losses = {f"TurnOn request {n}": generator.gauss(1.0 if n % 2 else 4.0, 0.2) for n in range(90)}
+    losses |= {f"TurnOn request {n}": generator.uniform(6.0, 20.0) for n in range(90, 100)}
     student = ScoringEngine(lambda prompt, text: losses[(prompt.text + text).split("Request: ")[-1].split("\n>")[0]])
     rows = of_pool(100)
     gold = replace(of_pool(1, "TurnOff")[0], provenance={"source": "labelled"})
     block = {"method": "information_sampling", "rows": 20, "components": 0}
-    halfway = []
+    odd = []
     for seed in range(5):
         bench = small_bench(task, tmp_path, student=student)
-        kept = curated(block, [*rows, gold], task, seed, tmp_path, bench)
+        with reasons_heard() as reasons:
+            kept = curated(block, [*rows, gold], task, seed, tmp_path, bench)
         assert len(kept) == 21
-        assert kept[-1] == gold
         assert kept == [row for row in [*rows, gold] if row in kept]
+        assert kept[-1] == gold
+        assert set(reasons) == {*ids(rows)} - {*ids(kept)}
         numbers = [int(id.split("-")[1]) for id in ids(kept)[:-1]]
-        halfway.append(sum(number >= 90 for number in numbers))
-        assert any(n % 2 for n in numbers if n < 90)
-        assert any(n % 2 == 0 for n in numbers if n < 90)
-    assert sum(halfway) / 5 >= 4, "by chance it would be 2 of 20"
+        odd.append(sum(number >= 90 for number in numbers))
+        assert any(number < 90 for number in numbers)
+    assert sum(odd) / 5 >= 5, "by chance it would be 2 of 20"
 
 
 def test_information_sampling_leaves_few_rows_alone(tmp_path: Path) -> None:
@@ -249,22 +226,6 @@ def test_words_beside_calls_are_left_out_where_that_is_more_natural(tmp_path: Pa
         (row,) = curated("self_aligned_perplexity", rows, small_task(), 0, tmp_path, bench)
         assert row.answer is not None
         assert row.answer.text == said
-
-
-def test_of_answers_in_several_styles_the_most_natural_style_stays(tmp_path: Path) -> None:
-    texts = {"short": "No.", "polite": "I am afraid that I cannot do that.", "odd": "Nay!"}
-    rows = [
-        two_calls(f"sing song {n}", f"{n}-{style}", said=said, style=style)
-        for n in range(4)
-        for style, said in texts.items()
-    ]
-    student = ScoringEngine(lambda prompt, text: 0.5 if "afraid" in text else 2.0)
-    bench = small_bench(small_task(), tmp_path, student=student)
-    with reasons_heard() as reasons:
-        kept = curated("self_aligned_perplexity", rows, small_task(), 0, tmp_path, bench)
-    assert ids(kept) == [f"{n}-polite" for n in range(4)]
-    assert reasons["0-odd"] == "its style 'odd' is less natural to the student than 'polite'"
-    assert len(rows) - len(kept) == len(reasons)
 
 
 def test_exemplars_are_the_students_own_right_answers(tmp_path: Path) -> None:

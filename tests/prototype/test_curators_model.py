@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from supertiny.core.ledger import Ledger
 from supertiny.core.models import path_of
-from supertiny.prototype.curators._scores import STUDENT, Scores, losses_of, request_pairs
-from tests.small_task import example
+from supertiny.prototype.bench import Shelf
+from supertiny.prototype.curators._scores import STUDENT, losses_of, request_pairs
+from tests.small_bench import small_bench
+from tests.small_task import example, small_task
 
 PLAIN = [
     f"{please} {what} in the {room}"
@@ -25,16 +30,15 @@ def test_garbled_requests_are_less_likely_than_plain_ones(tmp_path: Path) -> Non
     path_of(STUDENT["model"])
     generator = random.Random(1)
     garbled = ["".join(generator.sample(text, len(text))) for text in PLAIN]
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    scores = Scores(wrap=lambda engine: ledger.wrap(engine, "scores"))
     pairs = request_pairs([example(text) for text in (*PLAIN, *garbled)])
-    losses = losses_of(pairs, scores, STUDENT)
-    plain, odd = losses[: len(PLAIN)], losses[len(PLAIN) :]
-    right = sum(left < other for left in plain for other in odd) / len(plain) / len(odd)
-    assert right > 0.9, "area under the curve of telling them apart by perplexity"
-    again = Scores(wrap=lambda engine: ledger.wrap(engine, "scores"))
-    assert losses_of(pairs, again, STUDENT) == losses
-    assert [bill.calls for bill in ledger.bills()] == [len(pairs)]
-    scores.close()
-    again.close()
-    ledger.close()
+    bench = small_bench(small_task(), tmp_path)
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger, closing(Shelf()) as shelf:
+        wrap = partial(ledger.wrap, purpose="scores")
+        bench = replace(bench, teacher=replace(bench.teacher, shelf=shelf, wrap=wrap))
+        losses = losses_of(pairs, bench, STUDENT)
+        plain, odd = losses[: len(PLAIN)], losses[len(PLAIN) :]
+        right = sum(left < other for left in plain for other in odd) / len(plain) / len(odd)
+        assert right > 0.9, "area under the curve of telling them apart by perplexity"
+        shelf.close()
+        assert losses_of(pairs, bench, STUDENT) == losses
+        assert [bill.calls for bill in ledger.bills()] == [len(pairs)]

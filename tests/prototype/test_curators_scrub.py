@@ -202,3 +202,39 @@ def test_a_row_that_only_its_secret_made_right_is_dropped() -> None:
 def test_only_the_kinds_that_are_asked_for_are_replaced() -> None:
     row = scrubbed("a@b.de or 0151 23456789", kinds=["phone"])
     assert row.request.text.startswith("a@b.de or 0555")
+
+
+@pytest.mark.parametrize(
+    ("secret", "more"),
+    [
+        ("DE89 3704 0044 0532 0130 00", " now please"),
+        ("DE89 3704 0044 0532 0130 00", " GB82 WEST 1234 5698 7654 32"),
+        ("4111 1111 1111 1111", " 12 times"),
+        ("0151 23456789", " 2024-11-21 08:30"),
+        ("0151 23456789", " 0171 98765432"),
+        ("2001:4860:4860::8888", " 8.8.4.4"),
+    ],
+)
+def test_what_stands_behind_hides_nothing(secret: str, more: str) -> None:
+    row = scrubbed(f"send {secret}{more}", {"to": secret})
+    assert row.request.text.startswith(f"send {arguments(row)['to']} ")
+    assert secret not in json.dumps(row.to_json())
+    assert not any(part in row.request.text for part in ("0171 98765432", "WEST", "8.8.4.4"))
+
+
+def test_a_number_that_a_text_states_with_a_leading_zero_is_replaced_in_the_call() -> None:
+    row = scrubbed("call 0151 23456789", {"number": 15123456789, "to": 70})
+    digits = int(re.sub(r"\D", "", row.request.text))
+    assert arguments(row) == {"number": digits, "to": 70}
+    assert scrubbed("call him", {"number": 15123456789}).provenance == {"source": "pool"}, "it may be a time"
+
+
+def test_texts_that_are_json_stay_json() -> None:
+    said = json.dumps({"note": "ask\nünal@firma.de or\n0151 23456789", "at": [1]})
+    messages = ({"role": "user", "content": "go on"}, {"role": "tool", "tool_call_id": "1", "content": said})
+    row = Example(Request("a", messages), Answer(), Verdict("pass"), {"source": "pool"})
+    (new,) = all_scrubbed([row])
+    result = json.loads(new.request.messages[1]["content"])
+    assert re.fullmatch(r"ask\n[a-z]+\d{4}@example\.com or\n0555 \d{8}", result["note"])
+    assert result["at"] == [1]
+    assert new.provenance["scrubbed"] == {"email": 1, "phone": 1}

@@ -77,8 +77,10 @@ def answering(answer: Answer) -> Any:
 
 def test_expand_takes_in_nothing_that_is_there_or_is_asked_later_even_nearly(tmp_path: Path) -> None:
     long = "would you be so kind as to switch the lamp in my old grandmother's bedroom on for the night"
-    task = small_task(valid=[example(long, [], "v")], test=[example("Kill the attic lamp", [], "t")])
-    known = labelled(task)[0].request.text
+    asked = {"valid": [example(long, [], "v")], "test": [example("Kill the attic lamp", [], "t")]}
+    task = small_task([tool for tool in small_task().tools if tool.name == "TurnOn"], **asked)
+    rows = [row for row in labelled(task) if row.answer and row.answer.calls and row.answer.calls[0].tool == "TurnOn"]
+    known = rows[0].request.text
     texts = [
         long.replace("kind", "kindly"),
         "kill the attic lamp!",
@@ -90,9 +92,7 @@ def test_expand_takes_in_nothing_that_is_there_or_is_asked_later_even_nearly(tmp
     bench = small_bench(
         task, tmp_path, written(*texts), answer=answering(Answer((Call("TurnOn", {"area": "Bedroom"}),)))
     )
-    rows = labelled(task)
-    block = {"method": "expand", "rows": 6, "same_function": False}
-    made = curated(block, rows, task, 1, tmp_path, bench)[len(rows) :]
+    made = curated({"method": "expand", "rows": 6}, rows, task, 1, tmp_path, bench)[len(rows) :]
     assert [row.request.text for row in made] == ["Bedroom bright please", "make my bedroom shine for once"]
 
 

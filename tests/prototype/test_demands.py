@@ -145,7 +145,8 @@ def test_functions_that_are_longer_than_what_the_model_reads(own: Own) -> None:
     tools = [Tool(f"tool_{n}", "does a thing of no use to anybody " * 4, {"type": "object"}) for n in range(400)]
     settings = Settings(engine={**SERVER, **FREE}, steps=("easy",), curators=())
     (line,) = told(settings, small_task(tools), own)
-    assert "tools.json: its functions alone take about " in line
+    assert line.startswith("prototype: a usual prompt takes about ")
+    assert "the model reads 3000 tokens" in line
     own_tools = [replace(e, request=replace(e.request, tools=tuple(tools[:2]))) for e in small_task().valid]
     splits = dict.fromkeys(("labelled", "unlabelled", "valid", "test"), own_tools)
     assert told(settings, small_task(tools, **splits), own) == []
@@ -156,8 +157,8 @@ def test_more_examples_than_the_model_reads(own: Own) -> None:
     assert told(settings, small_task(), own) == []  # it has too few to show
     rows = [example(f"turn on the light of room {n}", (), str(n)) for n in range(400)]
     (line,) = told(settings, small_task(labelled=rows), own)
-    assert line.startswith("prototype.steps: a prompt with its examples takes about ")
-    assert "show fewer examples" in line
+    assert line.startswith("prototype: a usual prompt takes about ")
+    assert " of examples (the model reads 3000 tokens" in line
 
 
 class _Engine:

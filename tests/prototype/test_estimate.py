@@ -24,7 +24,13 @@ from tests.fake_engine import FakeEngine
 from tests.small_task import AREAS, example, small_task
 
 PRICE = Price(dollars_per_million_in=10.0, dollars_per_million_out=40.0)
-ENGINE = {"method": "openai", "model": "fake-model", "base_url": "http://localhost:1/v1"}
+ENGINE = {
+    "method": "openai",
+    "model": "fake-model",
+    "base_url": "http://localhost:1/v1",
+    "dollars_per_million_in": 10.0,
+    "dollars_per_million_out": 40.0,
+}
 SPENT = {"in": "tokens_in", "out": "tokens_out"}
 
 
@@ -86,7 +92,6 @@ def run_stage(
     progress = Progress(quiet=True)
     monkeypatch.setattr(progress, "note", said.append)
     monkeypatch.setattr(stage, "open_engine", lambda settings: engine)
-    monkeypatch.setattr(estimate_module, "_price", lambda engine: PRICE)
     monkeypatch.setattr(estimate_module, "_counter", lambda engine: tokens)
     stage.run(chosen, Run(folder, Recipe("x", task.folder, folder, 7), task, ledger, progress), folder)
     return chosen, ledger, said
@@ -114,7 +119,7 @@ def test_before_anything_is_spent_it_is_within_15_percent(
     assert before.calls == sum(bill.calls for bill in bills)
     for kind, name in SPENT.items():
         assert getattr(before, name) == pytest.approx(sum(getattr(bill, name) for bill in bills), rel=0.15), kind
-    assert before.dollars(PRICE) == pytest.approx(dollars(ledger), rel=0.15)
+    assert before.dollars == pytest.approx(dollars(ledger), rel=0.15)
 
 
 def test_checks_that_are_needed_now_and_then_are_learned_from_the_first_calls(
@@ -125,12 +130,12 @@ def test_checks_that_are_needed_now_and_then_are_learned_from_the_first_calls(
     engine = CountingEngine(turn=25, begin=9, wrong=20)
     settings, ledger, said = run_stage(task, engine, tmp_path, monkeypatch, steps=steps)
     spent = dollars(ledger)
-    assert spent != pytest.approx(whole(estimates(settings, task, count=tokens)).dollars(PRICE), rel=0.15)
+    assert spent != pytest.approx(whole(estimates(settings, task, count=tokens)).dollars, rel=0.15)
     (line,) = [line for line in said if "calls so far the stage takes" in line]
     told = float(line.rpartition("min, $")[2].partition(";")[0])
     assert told == pytest.approx(spent, rel=0.15)
     again = whole(estimates(settings, task, None, ledger, tokens))
-    assert again.dollars(PRICE) == pytest.approx(spent, rel=0.05)
+    assert again.dollars == pytest.approx(spent, rel=0.05)
     assert again.calls == pytest.approx(sum(bill.calls for bill in ledger.bills()), rel=0.02)
 
 
@@ -149,11 +154,35 @@ def test_another_models_calls_tell_nothing(task: Task, tmp_path: Path, monkeypat
     assert estimates(other, task, None, ledger, tokens) == estimates(other, task, None, None, tokens)
 
 
-def test_a_step_with_an_engine_of_its_own_opens_none(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_with_an_engine_of_its_own_opens_none_and_is_priced_by_it(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("supertiny.prototype.bench.open_block", lambda block: pytest.fail("an engine was opened"))
-    steps = [{"method": "cascade", "engine": {**ENGINE, "model": "cheap"}, "steps": ["fill"]}, "judge"]
-    settings = validated(Settings, {"engine": ENGINE, "steps": steps}, "prototype")
-    assert whole(estimates(settings, task, count=tokens)).calls > 400
+
+    def on_pool(steps: list[Any]) -> Estimate:
+        settings = validated(Settings, {"engine": ENGINE, "steps": steps}, "prototype")
+        return estimates(settings, task, count=tokens)[2]
+
+    def in_cascade(dollars: float) -> Estimate:
+        cheap = {**ENGINE, "model": "cheap", "dollars_per_million_in": dollars, "dollars_per_million_out": dollars}
+        return on_pool([{"method": "cascade", "engine": cheap, "steps": ["fill"]}])
+
+    alone, free, dear = on_pool(["fill"]), in_cascade(0.0), in_cascade(100.0)
+    # The cheap model is asked for every row, the other one for three of ten.
+    assert free.calls == dear.calls == pytest.approx(1.3 * alone.calls)
+    assert free.dollars == pytest.approx(0.3 * alone.dollars, rel=0.01)
+    assert dear.dollars - free.dollars == pytest.approx(100e-6 * (dear.tokens_in + dear.tokens_out) / 1.3, rel=0.01)
+
+
+def test_curators_that_ask_a_model_are_named(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "note", said.append)
+    settings = validated(
+        Settings, {"engine": ENGINE, "steps": ["fill"], "curators": ["verified", "perplexity_band"]}, "prototype"
+    )
+    estimate(settings, task, progress)
+    assert said[-1].endswith("not in it: what the curators perplexity_band ask a model")
 
 
 def test_what_is_said_comes_from_the_ledger_where_there_is_one(

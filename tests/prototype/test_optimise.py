@@ -201,10 +201,10 @@ def test_a_searchs_budget_counts_searches_and_the_recipes_counts_all(tmp_path: P
     for purpose, dollars in (("pipeline on valid", 2.0), ("optimise", 3.0)):
         engine = FakeEngine(price=Price(dollars_per_million_in=dollars * 1e5), name=purpose)
         ledger.wrap(engine, purpose).complete([Prompt(text="x")], Sampling())
-    assert optimise.spending(ledger).dollars == pytest.approx(3.0)
-    assert optimise.within(Budget(), Budget(dollars=4.0), ledger) == Budget(dollars=pytest.approx(6.0))
-    assert optimise.within(Budget(dollars=5.0), Budget(dollars=4.0), ledger) == Budget(dollars=5.0)
-    assert optimise.within(Budget(tokens=7), Budget(), ledger) == Budget(tokens=7)
+    assert optimise._spending(ledger)["dollars"] == pytest.approx(3.0)
+    assert optimise._within(Budget(), Budget(dollars=4.0), ledger) == Budget(dollars=pytest.approx(6.0))
+    assert optimise._within(Budget(dollars=5.0), Budget(dollars=4.0), ledger) == Budget(dollars=5.0)
+    assert optimise._within(Budget(tokens=7), Budget(), ledger) == Budget(tokens=7)
     ledger.close()
 
 
@@ -281,6 +281,7 @@ def test_a_selector_ranks_wordings_without_labels(task: Task, engine: Priced, tm
     outcome = run_search(task, tmp_path, **said)
     tried = {one["wording"] for one in outcome["pipelines"]}
     assert tried == {"", "be careful"}, "the recipe's own is always measured"
+    assert [one["steps"] for one in outcome["pipelines"] if not one["wording"]] == [["retrieve", "fill"]]
     assert engine.scored == 3 * 12 * 3
     assert outcome["chosen"]["prototype"].get("wording", "") in tried
     asked = {m["content"].split("\n")[0] for prompt, *_ in engine.asked for m in prompt.messages[:1]}

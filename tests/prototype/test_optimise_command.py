@@ -14,7 +14,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.recipe import read_recipe
 from supertiny.core.records import Grammar, Prompt, Sampling
 from supertiny.prototype import optimise
-from supertiny.prototype.search.recipe_file import as_yaml, edited, write_into
+from supertiny.prototype.search.recipe_file import _edited, as_yaml, write_into
 from tests.fake_engine import FakeEngine
 from tests.small_task import PHRASES, rows, write_task
 
@@ -73,7 +73,7 @@ def test_it_prints_what_it_found_and_what_to_paste(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = recipe.read_text(encoding="utf-8")
-    status, out, _ = typed(capsys, "optimise", recipe, "--folder", tmp_path / "run", "--json", tmp_path / "found.json")
+    status, out, _ = typed(capsys, "optimise", recipe, "--folder", tmp_path / "run")
     assert status == 0
     assert "* retrieve(examples=4) + fill" in out
     assert "fill + check (the recipe's)" in out
@@ -81,8 +81,7 @@ def test_it_prints_what_it_found_and_what_to_paste(
     assert "which flatters it" in out
     assert "  steps: [{method: retrieve, examples: 4}, fill]" in out
     assert recipe.read_text(encoding="utf-8") == before
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert found == json.loads((tmp_path / "run" / "optimise.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "run" / "optimise.json").read_text(encoding="utf-8"))
     assert found["chosen"]["prototype"] == {"steps": [{"method": "retrieve", "examples": 4}, "fill"]}
 
 
@@ -101,17 +100,19 @@ def test_it_writes_the_choice_and_nothing_else(
     expected.insert(before.splitlines().index(gone[0]), come)
     assert after.splitlines() == expected
     assert (tmp_path / "recipe.yaml.bak").read_text(encoding="utf-8") == before
-    status, out, _ = typed(capsys, "optimise", recipe, "--folder", tmp_path / "run", "--write")
+    status, out, _ = typed(capsys, "optimise", recipe, "optimise.keep=4", "--folder", tmp_path / "run", "--write")
     assert "the recipe's own pipeline is the best of these" in out
     assert recipe.read_text(encoding="utf-8") == after
 
 
-def test_options_replace_what_the_recipe_says(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = typed(capsys, "optimise", recipe, "--folder", tmp_path / "run", "--rows", 8)
+def test_overrides_replace_what_the_recipe_says(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = typed(capsys, "optimise", recipe, "optimise.rows=8", "--folder", tmp_path / "run")
     found = json.loads((tmp_path / "run" / "optimise.json").read_text(encoding="utf-8"))
     assert (status, found["rows"]) == (0, {"valid": 18, "halving": 8, "fresh": 0})
     assert "it was not measured on fresh rows" in out
-    arguments = ("optimise", recipe, "--folder", tmp_path / "second", "--budget-minutes", 0, "--write")
+    arguments = ("optimise", recipe, "optimise.budget.minutes=0", "--folder", tmp_path / "second", "--write")
     status, out, err = typed(capsys, *arguments)
     assert status == 2
     assert "stopped early: the budget of 0 minutes is reached" in out
@@ -189,7 +190,7 @@ def test_what_cannot_be_edited_safely_is_left_alone(text: str, tmp_path: Path) -
 
 def test_what_is_printed_can_be_pasted() -> None:
     assert yaml.safe_load(as_yaml(CHOICE)) == {"prototype": CHOICE}
-    assert yaml.safe_load(str(edited("task: a\n", CHOICE))) == {"task": "a", "prototype": CHOICE}
+    assert yaml.safe_load(str(_edited("task: a\n", CHOICE))) == {"task": "a", "prototype": CHOICE}
 
 
 def test_the_table_shows_names_with_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,15 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert names(front([beaten, cheap, fast, best, twin])) == ["best", "twin", "fast", "cheap"]
 
 
+def test_luck_on_few_rows_is_no_place_on_the_front() -> None:
+    whole = measured("whole", [1.0] * 10 + [0.0, 1.0] * 15, 1.0)
+    lucky = measured("lucky", [1.0] * 10, 2.0)
+    assert lucky.mean("hits") > whole.mean("hits")
+    assert names(front([lucky, whole])) == ["whole"]
+    cheap = measured("cheap", [1.0] * 10, 0.5)
+    assert names(front([cheap, whole])) == ["cheap", "whole"]
+
+
 def test_the_choice_is_the_cheapest_of_those_that_are_good_enough() -> None:
     best, good, cheap = (measured(str(n), right(n), float(n), float(n)) for n in (40, 38, 20))
     several = [cheap, good, best]

@@ -123,7 +123,7 @@ def test_a_pipeline_without_each_of_its_steps() -> None:
         ({"selector": "mutual", "wordings": ["a"]}, "optimise.selector: selectors has no method 'mutual'"),
         ({"engines": ["opnvino"]}, "optimise.engines.0: engines has no method 'opnvino' (did you mean 'openvino'?)"),
         ({"engines": [{"method": "openvino", "model": "nix"}]}, "optimise.engines.0.model: there is no model 'nix'"),
-        ({"most_candidates": 3}, "pipelines are more than 3 (list fewer"),
+        ({"steps": [["fill"]], "examples": list(range(301))}, "pipelines are more than 300 (list fewer"),
         ({"row": 3}, "optimise: there is no setting 'row'"),
         ({"keep": 1}, "optimise.keep: Input should be greater than or equal to 2"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build
 from supertiny.core.records import Call, Completion, Grammar, Price, Prompt, Sampling
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.label_shares import _label_text
 from supertiny.prototype.prompting import function_list
-from supertiny.prototype.steps._labels import label_text
-from supertiny.prototype.steps.vote import _lead_probability
-from supertiny.prototype.teacher import PlainPrompt
+from supertiny.prototype.teacher import Pipeline
 from tests.fake_engine import FakeEngine
 from tests.fake_scorer import FakeScorer
 from tests.step_bench import COMPACT, TASK, answered, bench, engine_of, traces
@@ -62,24 +60,24 @@ def test_calibration_takes_away_what_the_model_prefers_whatever_is_asked() -> No
     assert few[-1].tool == "TurnOn", "a mean over three requests says nothing"
 
 
-def test_a_single_request_is_calibrated_by_those_before_it() -> None:
-    table = {str(n): {"TurnOn": -0.5, "TurnOff": -2.5} for n in range(9)} | {"x": {"TurnOn": -0.9, "TurnOff": -1.0}}
-    step, at = build("steps", {"method": "route", "by": "logprob"}), bench(engine=Table(table))
-    assert [step.run(traces(text), at)[0].tool for text in table][-1] == "TurnOff"
+def test_requests_are_calibrated_by_those_with_the_same_functions_alone() -> None:
+    own = tuple(replace(tool, description="another") for tool in TASK.tools[:2])
+    likes = {"TurnOn": -0.5, "TurnOff": -2.5}
+    table = {str(n): likes for n in range(9)} | {"x": {"TurnOn": -0.9, "TurnOff": -1.0}}
+    given = [*traces(*table), Trace(replace(traces("x")[0].request, tools=own))]
+    found = build("steps", {"method": "route", "by": "logprob"}).run(given, bench(engine=Table(table)))
+    assert [trace.tool for trace in found[-2:]] == ["TurnOff", "TurnOn"]
 
 
-def test_names_count_by_sum_or_by_mean() -> None:
-    class Long(Table):
-        def _score(self, prompt: Prompt, text: str) -> Any:
-            found = super()._score(prompt, text)
-            count = 8 if text == "TurnOn" else 1
-            values = found.token_logprobs.repeat(count) / count
-            return replace(found, tokens=found.tokens.repeat(count), token_logprobs=values)
-
-    at = bench(engine=Long({"a": {"TurnOn": -4.0, "Dim": -1.0}}))
-    for length, tool in (("sum", "Dim"), ("mean", "TurnOn")):
-        block = {"method": "route", "by": "logprob", "length": length}
-        assert build("steps", block).run(traces("a"), at)[0].tool == tool
+def test_a_pipeline_that_scores_takes_all_requests_together() -> None:
+    """So that an engine that loads its model anew between scoring and writing does so once."""
+    table = {str(n): {"TurnOn": -0.5} for n in range(9)}
+    for by, batches in (("logprob", [9 * (len(TOOLS) + 1)]), ("grammar", [])):
+        engine = Table(table)
+        steps = [build("steps", {"method": "route", "by": by, "calibrate": False}), build("steps", "fill")]
+        Pipeline(steps, bench(engine=engine), chunk=4).answer([trace.request for trace in traces(*table)])
+        assert engine.score_batches == batches
+        assert max(engine.batches) == (9 if by == "logprob" else 4)
 
 
 def test_several_candidates_are_all_that_fill_sees() -> None:
@@ -135,7 +133,7 @@ def test_scores_keep_to_the_budget_and_to_engines_that_can(tmp_path: Path) -> No
     ],
 )
 def test_a_label_is_what_an_answer_with_it_begins_with(form: str, name: str, text: str) -> None:
-    assert label_text(build("formats", form), name) == text
+    assert _label_text(build("formats", form), name) == text
 
 
 def drawing(*samples: str) -> tuple[Bench, FakeEngine]:
@@ -148,20 +146,18 @@ ON, OFF, DIM = "TurnOn area Hall", "TurnOff area Hall", "Dim area Hall; level 5"
 
 
 @pytest.mark.parametrize(
-    ("samples", "stop", "drawn", "confidence"),
+    ("samples", "adaptive", "drawn", "confidence"),
     [
-        ((ON, ON, ON, ON, ON), "never", 5, 1.0),
-        ((ON, ON, ON, ON, ON), "decided", 2, 1.0),  # 3 for, 3 left: a tie goes to the answer at hand
-        ((ON, OFF, ON, ON, ON), "decided", 3, 3 / 4),  # 3 to 1, 2 left
-        ((OFF, OFF, ON, OFF, ON), "decided", 5, 3 / 6),  # open to the end
-        ((ON,) * 9, "decided", 4, 1.0),
-        ((ON,) * 9, "likely", 3, 1.0),  # 4 to 0 is 31/32 sure
-        ((ON, OFF, *[ON] * 10), "likely", 6, 6 / 7),
+        ((ON, ON, ON, ON, ON), False, 5, 1.0),
+        ((ON, ON, ON, ON, ON), True, 2, 1.0),  # 3 for, 3 left: a tie goes to the answer at hand
+        ((ON, OFF, ON, ON, ON), True, 3, 3 / 4),  # 3 to 1, 2 left
+        ((OFF, OFF, ON, OFF, ON), True, 5, 3 / 6),  # open to the end
+        ((ON,) * 9, True, 4, 1.0),
     ],
 )
-def test_a_vote_ends_when_it_is_decided(samples: Sequence[str], stop: str, drawn: int, confidence: float) -> None:
+def test_a_vote_ends_when_it_is_decided(samples: Sequence[str], adaptive: bool, drawn: int, confidence: float) -> None:
     at, engine = drawing(*samples)
-    block = {"method": "vote", "samples": len(samples), "stop": stop}
+    block = {"method": "vote", "samples": len(samples), "adaptive": adaptive}
     (found,) = build("steps", block).run([answered("x", Call("TurnOn", {"area": "Hall"}))], at)
     assert len(engine.asked) == drawn == found.asked
     assert found.confidence == pytest.approx(confidence)
@@ -169,52 +165,17 @@ def test_a_vote_ends_when_it_is_decided(samples: Sequence[str], stop: str, drawn
 
 
 def test_ending_early_never_changes_the_winner() -> None:
-    """All 27 ways that three samples can fall, with an answer at hand or none."""
-    first = [answered("x", Call("TurnOn", {"area": "Hall"})), traces("x")[0]]
+    """All 27 ways that three samples can fall, with an answer at hand, a failing one or none."""
+    first = [*(answered("x", Call("TurnOn", {"area": area})) for area in ("Hall", "Moon")), traces("x")[0]]
     for number in range(3**3):
         samples = [(ON, OFF, DIM)[number // 3**place % 3] for place in range(3)]
         for trace in first:
             winners = []
-            for stop in ("never", "decided"):
+            for adaptive in (False, True):
                 at, _ = drawing(*samples)
-                (found,) = build("steps", {"method": "vote", "samples": 3, "stop": stop}).run([trace], at)
+                (found,) = build("steps", {"method": "vote", "samples": 3, "adaptive": adaptive}).run([trace], at)
                 winners.append(found.calls)
             assert winners[0] == winners[1], samples
-
-
-def test_likely_is_the_beta_posterior_of_the_two_strongest() -> None:
-    one, two, three = ((("a", ""),), (("b", ""),), (("c", ""),))
-    # P(p > 1/2) under Beta(5, 1) is 31/32, under Beta(4, 2) 26/32; the third does not matter.
-    assert _lead_probability(Counter({one: 4})) == pytest.approx(31 / 32)
-    assert _lead_probability(Counter({two: 1, one: 3})) == pytest.approx(26 / 32)
-    assert _lead_probability(Counter({two: 1, one: 3, three: 1})) == pytest.approx(26 / 32)
-    assert _lead_probability(Counter()) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("verifier", "samples", "calls", "confidence"),
-    [
-        ("strict", ("Dim area Hall", "Dim area Hall"), "TurnOn area Cellar", 0.0),
-        ("leads", ("Dim area Hall", "Dim area Hall"), "Dim area Hall", 2 / 3),
-        ("leads", ("Dim area Hall", ON), ON, 1 / 3),
-        ("ignored", ("Dim area Hall", "Dim area Hall"), "Dim area Hall", 2 / 3),
-    ],
-)
-def test_the_verifier_may_lead_the_vote(verifier: str, samples: Sequence[str], calls: str, confidence: float) -> None:
-    at = bench(lambda prompt, sampling, grammar: samples[sampling.seed - 5001])
-    lax = replace(at, form=_Lax())
-    (found,) = build("steps", {"method": "vote", "verifier": verifier}).run(
-        [answered("x", Call("TurnOn", {"area": "Cellar"}))], lax
-    )
-    assert found.calls == COMPACT.decode(calls).calls
-    assert found.confidence == pytest.approx(confidence)
-
-
-class _Lax:
-    """Compact, whose grammar lets failing answers through, as a verifier's own hook meets them."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(COMPACT, name)
 
 
 def test_a_rescue_draws_only_where_the_answer_fails() -> None:
@@ -229,11 +190,12 @@ def test_a_rescue_draws_only_where_the_answer_fails() -> None:
     assert [trace.calls for trace in found[2:]] == [(Call("TurnOn", {"area": "Hall"}),)] * 2
 
 
-def test_the_plain_prompt_is_the_plain_step_word_for_word() -> None:
+def test_the_plain_prompt_says_what_it_always_said() -> None:
     engine = FakeEngine(lambda prompt, sampling, grammar: '[{"name": "TurnOn", "arguments": {"area": "Hall"}}]')
     form = build("formats", "chat_json")
     told: list[float] = []
-    (answer,) = PlainPrompt(engine, form, TASK, told.append).answer([traces("hall on")[0].request])
+    at = bench(engine=engine, form=form, advance=told.append)
+    (answer,) = Pipeline([build("steps", "plain")], at, 4, "plain_prompt").answer([traces("hall on")[0].request])
     prompt, sampling, grammar = engine.asked[0]
     words = (
         f"{TASK.description}\n\n{function_list(TASK.tools)}\n\n"
@@ -244,17 +206,14 @@ def test_the_plain_prompt_is_the_plain_step_word_for_word() -> None:
     assert (sampling, grammar) == (Sampling(128), form.grammar(TASK.tools))
     assert answer.calls == (Call("TurnOn", {"area": "Hall"}),)
     assert (answer.by, answer.raw[:9], sum(told)) == ("plain_prompt", '[{"name":', 1)
-    at = bench(lambda *_: '[{"name": "TurnOn", "arguments": {"area": "Hall"}}]')
-    (trace,) = build("steps", {"method": "plain", "format": "chat_json"}).run(traces("hall on"), at)
-    assert engine_of(at).asked == engine.asked
-    assert trace.calls == answer.calls
 
 
 def test_a_plain_answer_that_was_cut_off_is_no_call_only_where_it_is_words() -> None:
     def cut(text: str) -> Trace:
         engine = FakeEngine()
         engine._write = lambda *_: Completion(text, 1, 1, finish="length")  # type: ignore[method-assign]
-        (found,) = build("steps", {"method": "plain", "format": "chat_json"}).run(traces("x"), bench(engine=engine))
+        at = bench(engine=engine, form=build("formats", "chat_json"))
+        (found,) = build("steps", "plain").run(traces("x"), at)
         return found
 
     assert cut('[{"name": "TurnOn", "arguments": {"area": "Hall"}}]').calls is None

@@ -16,7 +16,7 @@ from supertiny.core.records import Call, Request, Tool
 from supertiny.core.task import load_task
 from supertiny.prototype.bench import Result, Trace
 from supertiny.prototype.steps._executing import told
-from supertiny.prototype.steps._graph import plan_problem, resolved, waits_for
+from supertiny.prototype.steps._references import plan_problem, resolved, waits_for
 from tests.small_task import small_task, write_task
 from tests.step_bench import TASK, answered, bench, engine_of, traces
 
@@ -123,6 +123,21 @@ def test_a_call_that_failed_is_replaced_by_the_one_that_mends_it() -> None:
     assert "error: ValueError: no lamp there" in str(engine_of(at).asked[0][0].messages[-1]["content"])
 
 
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_calls_of_one_function_that_were_made_together_stay_though_one_fails(rounds: int) -> None:
+    def hook(text: str, call: Mapping[str, Any]) -> str:
+        if call["arguments"]["area"] == "Attic":
+            raise ValueError("no lamp there")
+        return "ok"
+
+    both = (OFF, Call("TurnOff", {"area": "Hall"}))
+    at = bench(lambda *_: "~", task=replace(TASK, execute=hook))
+    (found,) = build("steps", {"method": "execute", "rounds": rounds}).run([answered("x", *both)], at)
+    assert found.calls == both
+    assert [bool(result.error) for result in found.results] == [True, False]
+    assert found.failure == "TurnOff: ValueError: no lamp there"
+
+
 def test_an_answer_that_is_written_anew_has_no_results_of_the_old_one() -> None:
     at = bench(task=replace(TASK, execute=lambda *_: "ok"))
     (done,) = build("steps", "execute").run([answered("dim the hall", Call("Dim", {"area": "Hall", "level": 9}))], at)
@@ -176,7 +191,8 @@ def planned(written: Callable[..., str] | str, hook: Any = None, text: str = "x"
     at = bench(
         written if callable(written) else lambda *_: written, task=replace(small_task([FIND, MEET]), execute=hook)
     )
-    (found,) = build("steps", "plan").run([Trace(Request.from_text(text, "1"))], at)
+    done = build("steps", "plan").run([Trace(Request.from_text(text, "1"))], at)
+    (found,) = build("steps", "execute").run(done, at) if hook else done
     return found, engine_of(at)
 
 
@@ -231,10 +247,34 @@ def test_an_invalid_plan_is_handed_back_once(text: str, problem: str) -> None:
     found, engine = planned(author, finding)
     assert found.calls == (Call("Find", {"name": "Ann"}), Call("Meet", {"who": 7}))
     assert found.asked == len(engine.asked) == 2
-    stubborn, engine = planned(text, finding)
-    assert len(engine.asked) == 2
+    carried: list[Any] = []
+    stubborn, engine = planned(text, lambda text, call: carried.append(call))
+    assert len(engine.asked) == stubborn.asked == 2
     assert stubborn.notes == (f"plan: {problem}",)
-    assert stubborn.results == (), "what cannot be ordered is not carried out"
+    assert (stubborn.calls, stubborn.results, stubborn.raw) == (None, (), text), "what cannot be ordered is no answer"
+    assert not carried
+
+
+@pytest.mark.parametrize("value", ["$1", "$5", "${1.id}", "say ${5}"])
+def test_a_reference_that_stands_for_nothing_is_never_carried_out(value: str) -> None:
+    """Whoever wrote the calls: another step may have left them."""
+    carried: list[Any] = []
+    calls = (Call("Meet", {"note": value}), Call("Find", {"name": "Ann"}), Call("Meet", {"note": [{"x": value}]}))
+    at = bench(lambda *_: "~", task=replace(TASK, execute=lambda text, call: carried.append(call)))
+    (found,) = build("steps", {"method": "execute", "rounds": 1}).run([answered("x", *calls)], at)
+    assert all("$" not in str(call) for call in carried)
+    assert {call["name"] for call in carried} <= {"Find", "Meet"}
+    assert found.results[0].error
+    assert not found.results[1].error
+    (paid,) = build("steps", "execute").run([answered(f"it costs {value}", *calls[:1])], at)
+    assert not paid.results[0].error, "what the request says is no reference"
+
+
+def test_a_request_that_was_routed_to_none_is_not_planned() -> None:
+    given = replace(traces("x")[0], tool="", calls=())
+    at = bench()
+    assert build("steps", "plan").run([given], at) == [given]
+    assert not engine_of(at).asked
 
 
 def test_what_waits_for_a_failure_fails_too() -> None:
@@ -246,7 +286,8 @@ def test_what_waits_for_a_failure_fails_too() -> None:
 def test_money_is_no_reference() -> None:
     call = Call("Meet", {"note": "$5", "who": 1})
     assert waits_for(call, "pay $5 to Ann") == set()
-    assert waits_for(call, "pay $50 or $5.20 to Ann") == {5}
+    assert waits_for(call, "pay $50, $5,000 or $5.20 to Ann") == {5}
+    assert waits_for(call, "to Ann I owe $5.") == set()
     assert plan_problem([call], "pay $5 to Ann") == ""
     assert resolved(call, "pay $5 to Ann", {}) == call
     assert waits_for(Call("Meet", {"note": ["see ${2} and ${3.id}", {"a": "$1"}]}), "") == {1, 2, 3}

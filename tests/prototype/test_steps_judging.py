@@ -17,7 +17,7 @@ from supertiny.core.methods import build
 from supertiny.core.records import Call, Completion, Example, Grammar, Price, Prompt, Sampling
 from supertiny.core.scoring import exact
 from supertiny.core.task import load_task
-from supertiny.prototype.agreement import agreement_of, measure_agreement, wrong_calls
+from supertiny.prototype.agreement import _agreement_of, _wrong_calls, measure_agreement
 from supertiny.prototype.bench import Bench, Shelf, Trace
 from tests.fake_engine import FakeEngine
 from tests.small_task import write_task
@@ -154,7 +154,7 @@ def test_results_of_the_calls_are_shown_to_the_judge() -> None:
 def test_agreement_is_cohens_kappa_with_intervals() -> None:
     """20 of 25 right answers passed, 15 of 25 wrong ones failed: p_o 0.7, p_e 0.5, kappa 0.4."""
     outcomes = ["pass"] * 20 + ["fail"] * 5 + ["fail"] * 15 + ["pass"] * 10
-    found = agreement_of(outcomes, [True] * 25 + [False] * 25)
+    found = _agreement_of(outcomes, [True] * 25 + [False] * 25)
     assert found.kappa == pytest.approx(0.4)
     assert (found.accuracy.value, found.accuracy.count) == (0.7, 50)
     assert (found.false_pass.value, found.false_fail.value) == (0.4, 0.2)
@@ -163,10 +163,10 @@ def test_agreement_is_cohens_kappa_with_intervals() -> None:
         pytest.approx(0.2340, abs=1e-3),
         pytest.approx(0.5926, abs=1e-3),
     )
-    abstaining = agreement_of(["pass", "abstain", "fail", "abstain"], [True, True, False, False])
+    abstaining = _agreement_of(["pass", "abstain", "fail", "abstain"], [True, True, False, False])
     assert (abstaining.accuracy.value, abstaining.abstained.value) == (0.5, 0.5)
     assert abstaining.kappa == pytest.approx((0.5 - 0.25) / 0.75)
-    assert agreement_of([], []).kappa == 0.0
+    assert _agreement_of([], []).kappa == 0.0
 
 
 def test_agreement_is_measured_on_gold_and_on_as_many_wrong_answers() -> None:
@@ -195,12 +195,12 @@ def test_agreement_is_measured_on_gold_and_on_as_many_wrong_answers() -> None:
 
 def test_wrong_answers_of_rows_with_no_call_and_of_a_single_row() -> None:
     none = Example(traces("joke")[0].request, replace(TASK.labelled[0].answer, calls=()))  # type: ignore[type-var]
-    wrong = wrong_calls(none, [none, *TASK.labelled], TASK, Random(1))
+    wrong = _wrong_calls(none, [none, *TASK.labelled], TASK, Random(1))
     assert wrong
-    assert wrong_calls(none, [none], TASK, Random(1)) is None
+    assert _wrong_calls(none, [none], TASK, Random(1)) is None
     row = TASK.labelled[0]
     assert row.answer is not None
-    alone = wrong_calls(row, [row], TASK, Random(1))
+    alone = _wrong_calls(row, [row], TASK, Random(1))
     assert alone is not None
     assert not exact(alone, row.answer.calls, TASK.tool_map)
 

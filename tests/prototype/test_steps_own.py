@@ -23,7 +23,7 @@ from supertiny.prototype import teacher
 from supertiny.prototype.bench import Shelf, StepCost
 from supertiny.prototype.estimate import estimates
 from supertiny.prototype.settings import Settings
-from supertiny.prototype.teacher import Pipeline, step_names
+from supertiny.prototype.teacher import Pipeline, _step_names
 from tests.fake_engine import FakeEngine
 from tests.small_recipe import write_recipe
 from tests.small_task import write_task
@@ -175,20 +175,20 @@ def test_check_tells_a_colliding_file_and_all_else_at_once(tmp_path: Path) -> No
 def test_what_each_step_costs_is_summed_by_name() -> None:
     blocks = ["retrieve", "fill", "check", {"method": "vote", "samples": 1}, "check"]
     steps = [build("steps", block) for block in blocks]
-    assert step_names(steps) == ["retrieve", "fill", "check", "vote", "check 2"]
+    assert _step_names(steps) == ["retrieve", "fill", "check", "vote", "check 2"]
     at = bench()
     made = Pipeline(steps, at, chunk=2)
     requests = [trace.request for trace in traces()]
     found = made.trace(requests)
     costs = made.costs_by_step
-    assert list(costs) == step_names(steps)
+    assert list(costs) == _step_names(steps)
     assert costs["retrieve"] == StepCost()
     assert sum((cost.cost.dollars for cost in costs.values()), 0.0) == pytest.approx(
         sum(trace.cost.dollars for trace in found)
     )
     assert sum(cost.calls for cost in costs.values()) == len(at.engine.asked)  # type: ignore[attr-defined]
     for trace in found:
-        assert [name for name, _ in trace.steps] == step_names(steps)
+        assert [name for name, _ in trace.steps] == _step_names(steps)
         assert sum((spent.calls for _, spent in trace.steps), 0) == trace.asked
     # One request cannot be read: `fill` and `vote` try it twice, `check` twice, and so does the second `check`.
     assert costs["fill"].calls == len(requests) + 1

@@ -1,4 +1,4 @@
-"""What retrieve shows: the nearest by three measures, unlike each other where that is asked, in the order asked."""
+"""What retrieve shows: the nearest by words or by vectors, and unlike each other where that is asked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pytest
 
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.ledger import Budget, Ledger
-from supertiny.core.methods import build
+from supertiny.core.methods import build, validated
 from supertiny.core.nearest import NearestExamples
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.demands import mistakes
+from supertiny.prototype.settings import Settings
 from supertiny.prototype.steps._neighbours import ranked
 from tests.step_bench import TASK, bench, traces
 
@@ -47,9 +49,13 @@ class Answering(BaseHTTPRequestHandler):
         rows = [[float(area in text) for area in AREAS] + [0.01] for text in texts]
         data = [{"index": place, "embedding": row} for place, row in enumerate(rows)]
         body = {"data": data[::-1], "usage": {"prompt_tokens": 10 * len(texts)}}
+        written = json.dumps(fault if isinstance(fault, dict) else body).encode()
         self.send_response(fault if isinstance(fault, int) else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(written)))
+        self.send_header("retry-after-ms", "1")
         self.end_headers()
-        self.wfile.write(json.dumps(fault if isinstance(fault, dict) else body).encode())
+        self.wfile.write(written)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -72,8 +78,8 @@ def serving() -> Iterator[Any]:
 
 
 def by_server(server: Server, **more: Any) -> Any:
-    known = {"model": "m", "base_url": server.address, "backoff_seconds": 0, "dollars_per_million_in": 1e5}
-    return build("steps", {"method": "retrieve", "by": "embeddings", "embedder": {**known, **more}, "examples": 3})
+    known = {"model": "m", "base_url": server.address, "dollars_per_million_in": 1e5}
+    return build("steps", {"method": "retrieve", "embedder": {**known, **more}, "examples": 3})
 
 
 def areas(trace: Any) -> list[str]:
@@ -81,7 +87,7 @@ def areas(trace: Any) -> list[str]:
 
 
 def test_embeddings_of_a_server_are_asked_in_batches_and_paid_once(serving: Any, tmp_path: Path) -> None:
-    server = serving(429, {"data": []}, 503)
+    server = serving(429, 503)
     ledger = Ledger(tmp_path / "ledger.sqlite")
 
     def at() -> Bench:
@@ -90,7 +96,7 @@ def test_embeddings_of_a_server_are_asked_in_batches_and_paid_once(serving: Any,
     first = at()
     found = by_server(server).run(traces("what about the attic", "and the hall"), first)
     assert [set(areas(trace)) for trace in found] == [{"Attic"}, {"Hall"}]
-    assert len(server.asked) == 3 + 2, "three faults, the labelled rows, the requests"
+    assert len(server.asked) == 2 + 2, "two faults, the labelled rows, the requests"
     assert len(server.asked[-1]) == 2
     (once,) = first.shelf.fixed.values()
     assert (once.calls, once.cost.tokens_in) == (24, 240)
@@ -98,7 +104,7 @@ def test_embeddings_of_a_server_are_asked_in_batches_and_paid_once(serving: Any,
     assert sum(trace.cost.dollars for trace in found) == pytest.approx(2.0)
     again = by_server(server).run(traces("what about the attic", "and the hall"), at())
     assert again == found
-    assert len(server.asked) == 5
+    assert len(server.asked) == 4
     assert sum(bill.tokens_in for bill in ledger.bills()) == 260
 
 
@@ -112,12 +118,13 @@ def test_embeddings_keep_to_the_budget(serving: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [(401, "HTTP status 401"), ({"data": [{"index": 0, "embedding": "x"}]}, "given up"), (500, "500")],
+    [(401, "401"), (500, "500"), ({"data": [{"index": 0, "embedding": "x"}]}, "no vectors"), ({"data": []}, "no vec")],
 )
 def test_a_server_that_does_not_embed_is_told(serving: Any, fault: Any, told: str) -> None:
     server = serving(*[fault] * 3)
     with pytest.raises(UserError, match=told):
         by_server(server, retries=1).run(traces("attic"), bench())
+    assert len(server.asked) == (2 if fault == 500 else 1)
 
 
 def test_an_estimate_asks_no_server(serving: Any) -> None:
@@ -128,11 +135,16 @@ def test_an_estimate_asks_no_server(serving: Any) -> None:
 
 
 def test_settings_of_embeddings_are_checked() -> None:
-    with pytest.raises(UserError, match="embedder"):
-        build("steps", {"method": "retrieve", "by": "embeddings"})
-    block = {"method": "retrieve", "by": "embeddings", "embedder": {"model": "m", "modell": 1}}
+    block = {"method": "retrieve", "embedder": {"model": "m", "modell": 1}}
     with pytest.raises(UserError, match="embedder.modell"):
         build("steps", block)
+
+
+def test_an_embedder_whose_price_nobody_knows_is_told_before_anything_is_spent() -> None:
+    block = {"method": "retrieve", "embedder": {"model": "nobodys-own", "base_url": "https://vectors.example/v1"}}
+    settings = validated(Settings, {"steps": [block, "fill"]}, "prototype")
+    (told,) = mistakes(settings, TASK)
+    assert str(told).startswith("prototype.steps.0.embedder: nobody knows the price of 'nobodys-own'")
 
 
 def test_the_default_measure_is_the_one_of_nearest_examples() -> None:
@@ -142,17 +154,6 @@ def test_the_default_measure_is_the_one_of_nearest_examples() -> None:
     assert [[TASK.labelled.index(row) for row in trace.examples] for trace in found] == [
         [place for place, _ in reversed(row)] for row in known
     ]
-
-
-def test_latent_topics_find_what_shares_no_word() -> None:
-    at = bench()
-    block = {"method": "retrieve", "by": "lsa", "dimensions": 6, "examples": 4}
-    (found,) = build("steps", block).run(traces("please illuminate the garden"), at)
-    assert areas(found)[-1] == "Garden"
-    assert build("steps", block).run(traces("please illuminate the garden"), at) == [found]
-    few = bench(nearest=NearestExamples(TASK.labelled[:2]))
-    (small,) = build("steps", block).run(traces("garden"), few)
-    assert len(small.examples) == 2
 
 
 def test_diversity_shows_examples_that_are_less_alike() -> None:
@@ -184,18 +185,7 @@ def test_a_row_is_not_shown_with_itself_but_rows_without_a_name_are() -> None:
     assert found.examples[-1] == nameless[3]
 
 
-def test_order_of_the_examples() -> None:
-    def shown(order: str) -> list[str]:
-        (found,) = build("steps", {"method": "retrieve", "order": order}).run(traces("dim the hall to 55"), bench())
-        return [row.request.id for row in found.examples]
-
-    assert shown("nearest_first") == shown("nearest_last")[::-1]
-    assert sorted(shown("random")) == sorted(shown("nearest_last"))
-    assert shown("random") == shown("random")
-    assert shown("random") not in (shown("nearest_first"), shown("nearest_last"))
-
-
 def test_without_labelled_rows_nothing_is_shown() -> None:
     empty = bench(nearest=NearestExamples(()), task=replace(TASK, labelled=()))
-    for block in ({"method": "retrieve"}, {"method": "retrieve", "by": "lsa", "diversity": 0.3}):
+    for block in ({"method": "retrieve"}, {"method": "retrieve", "diversity": 0.3}):
         assert [trace.examples for trace in build("steps", block).run(traces("attic"), empty)] == [()]

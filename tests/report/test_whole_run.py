@@ -41,7 +41,7 @@ def real_run(tmp_path: Path) -> Run:
 def test_a_teacher_behind_the_ledger_is_paid_once_and_timed_for_real(real_run: Run) -> None:
     engine = FakeEngine(written)
 
-    def plain() -> teacher.PlainPrompt:
+    def plain() -> teacher.Pipeline:
         return teacher.plain_of(PrototypeSettings(), real_run, engine, "plain on test")
 
     reports = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -27,6 +28,17 @@ class UserErrors(UserError):
     def __init__(self, errors: Sequence[UserError]) -> None:
         super().__init__("; ".join(str(error) for error in errors))
         self.errors = list(errors)
+
+
+@contextmanager
+def gathered(errors: list[UserError]) -> Iterator[None]:
+    """Adds the mistakes that its block is left with to `errors`, and goes on after it."""
+    try:
+        yield
+    except UserErrors as several:
+        errors += several.errors
+    except UserError as error:
+        errors.append(error)
 
 
 class BudgetReached(UserError):

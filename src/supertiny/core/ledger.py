@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import hash_of
-from supertiny.core.payments import SCHEMA, HostedEngine, PaidCall, Payments, Spent, worst_tokens_in
+from supertiny.core.payments import SCHEMA, PaidCall, Payments, Spent, worst_tokens_in
 from supertiny.core.protocols import Done, Engine
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling, TokenScores
 
@@ -108,8 +108,8 @@ class Ledger:
             key,
             purpose,
             engine.name,
-            json.dumps(asdict(prompt), ensure_ascii=False),
-            json.dumps(asdict(completion), ensure_ascii=False),
+            json.dumps(vars(prompt), ensure_ascii=False),
+            json.dumps(vars(completion), ensure_ascii=False),
             dollars,
             completion.seconds,
             completion.tokens_in,
@@ -274,9 +274,9 @@ class LedgerEngine:
                 todo.append((key, first))
             else:
                 tell(key, known)
-        if hasattr(self.engine, "complete_paid"):
+        if todo and hasattr(self.engine, "complete_paid"):
             self._pay(todo, prompts, sampling, grammars, tell)
-            return [found[key] for key in keys]
+            todo = []
         while todo:
             head = [prompts[index] for _, index in todo[:_CHUNK]]
             chunk = todo[: self.ledger.check_budget(self.engine, head, sampling)]
@@ -293,15 +293,13 @@ class LedgerEngine:
         tell: Callable[[str, Completion], None],
     ) -> None:
         """All at once: a hosted engine asks before each try whether the budget has room for it."""
-        if not todo:
-            return
         calls = [PaidCall(key, prompts[index], grammars[index]) for key, index in todo]
         payments = Payments(self.ledger, self.engine, self.purpose, calls, sampling)
 
         def store(index: int, completion: Completion) -> None:
             tell(calls[index].key, payments.store(index, _written(completion)))
 
-        hosted = cast(HostedEngine, self.engine)
+        hosted: Any = self.engine
         try:
             hosted.complete_paid([c.prompt for c in calls], sampling, [c.grammar for c in calls], store, payments)
         finally:
@@ -355,5 +353,5 @@ def _written(completion: Completion) -> Completion:
 
 def call_key(engine: str, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
     """Under which a call is kept. `shared` is a hint on how to compute, not what: it stays out of the key."""
-    parts: list[Any] = [engine, [dict(m) for m in prompt.messages], prompt.text, asdict(sampling)]
-    return hash_of([*parts, asdict(grammar) if grammar else None])
+    parts: list[Any] = [engine, [dict(m) for m in prompt.messages], prompt.text, vars(sampling)]
+    return hash_of([*parts, vars(grammar) if grammar else None])

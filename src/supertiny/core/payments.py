@@ -2,8 +2,8 @@
 
 The intent of a call is written down before it is sent, with a key that goes along as `Idempotency-Key`. Whoever is
 killed finds the key again and sends it again: a provider that honours it answers anew without billing. One that ignores
-it may bill a call again that was under way at the kill, `concurrency` of them at most, and a try that was cut off.
-Against the budget every try counts at its worst until its answer has come.
+it may bill a call again that was under way at the kill, `concurrency` of them at most, and a try whose answer was cut
+off, late or broken. Against the budget every try counts at its worst until its answer has come.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from supertiny.core.errors import BudgetReached
-from supertiny.core.protocols import Done, Engine
+from supertiny.core.protocols import Engine
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from supertiny.core.ledger import Ledger
+    from supertiny.core.ledger import Change, Ledger
 
 SCHEMA = (
     """
@@ -49,21 +49,6 @@ SCHEMA = (
 )
 _TURN_TOKENS, _TEMPLATE_TOKENS = 16, 64
 _KEPT_SHARE = 0.01  # of a budget of minutes: what ending takes
-
-
-class HostedEngine(Engine, Protocol):
-    """An engine whose calls are paid one by one, and which therefore asks before each try."""
-
-    def complete_paid(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        grammar: Sequence[Grammar | None] | None,
-        done: Done,
-        payments: Payments | Unrecorded,
-    ) -> list[Completion]:
-        """As `complete`; every try is told to `payments` before it is sent and after it ended without an answer."""
-        ...
 
 
 @dataclass
@@ -95,7 +80,11 @@ class PaidCall:
 
 
 class Payments:
-    """Keeps the account of one batch of calls to a hosted engine. Indexes are places in `calls`."""
+    """Keeps the account of one batch of calls to a hosted engine. Indexes are places in `calls`.
+
+    Such an engine has a method `complete_paid(prompts, sampling, grammar, done, payments)`: as `complete`, but every
+    try is told here before it is sent and after it ended without an answer.
+    """
 
     def __init__(
         self, ledger: Ledger, engine: Engine, purpose: str, calls: Sequence[PaidCall], sampling: Sampling
@@ -109,8 +98,10 @@ class Payments:
         self._blocked: set[int] = set()  # wait for room in the budget
         self._longest_seconds = 0.0
         self._last = time.perf_counter()
+        columns = "key, sent, tries, batch, dollars, tokens"
+        noted = {key: row for key, *row in ledger.ask(f"SELECT {columns} FROM pending")}
         for call in self._calls:
-            self._know(call)
+            self._know(call, noted.get(call.key))
 
     def begin(self, index: int) -> str | None:
         """Notes a try before it is sent; gives the key to send along, or None where another call must end first.
@@ -144,6 +135,7 @@ class Payments:
         """A try gave no answer; `billed` says whether the provider may bill it.
 
         What was certainly not billed is forgotten, its key too: some providers answer a key again with the refusal.
+        With `new_key` the next try has another one in any case.
         """
         call = self._calls[index]
         if not billed:
@@ -173,7 +165,7 @@ class Payments:
         lost = max(0, call.tries - 1)
         # A lost try read the same prompt, and wrote no more than it was allowed to.
         most = self._sampling.max_tokens
-        rows = [("DELETE FROM pending WHERE key = ?", (call.key,))]
+        rows: list[Change] = [("DELETE FROM pending WHERE key = ?", (call.key,))]
         if lost:
             dollars = self._engine.price.dollars(shared.tokens_in, most)
             rows.append(self._ledger.lose(self._purpose, self._engine.name, lost, dollars, shared.tokens_in + most))
@@ -220,16 +212,15 @@ class Payments:
         rows = [("UPDATE pending SET batch = ? WHERE key = ?", (batch, self._calls[i].key)) for i in indexes]
         self._ledger.change(*rows)
 
-    def _know(self, call: PaidCall) -> None:
-        """What an earlier process noted of this call, and what a try costs at its worst."""
-        known = self._ledger.ask("SELECT sent, tries, batch, dollars, tokens FROM pending WHERE key = ?", (call.key,))
+    def _know(self, call: PaidCall, noted: Sequence[Any] | None) -> None:
+        """What a try costs at its worst, and what an earlier process noted of this call."""
         tokens_in = worst_tokens_in(call.prompt, call.grammar)
         call.tokens = tokens_in + self._sampling.max_tokens
         call.dollars = self._engine.price.dollars(tokens_in, self._sampling.max_tokens)
-        if known:
-            call.sent, call.tries, call.batch, dollars, tokens = known[0]
-            if (dollars, tokens) != (call.dollars, call.tokens):  # another price since then
-                self._ledger.add_pending((call.dollars - dollars) * call.tries, (call.tokens - tokens) * call.tries)
+        if noted:
+            call.sent, call.tries, call.batch, dollars, tokens = noted
+            # The price may be another one since then.
+            self._ledger.add_pending((call.dollars - dollars) * call.tries, (call.tokens - tokens) * call.tries)
 
     def _write(self, call: PaidCall) -> None:
         columns = "key, sent, purpose, engine, dollars, tokens, tries, batch"
@@ -255,47 +246,6 @@ class Payments:
             return completion
         most = self._sampling.max_tokens
         return replace(completion, tokens_in=call.tokens - most, tokens_out=most)
-
-
-class Unrecorded:
-    """Stands where Payments would for calls without a ledger: each gets a key, and no budget holds."""
-
-    def __init__(self) -> None:
-        self._keys: dict[int, str] = {}
-        self._batches: dict[int, str] = {}
-        self._doubtful: set[int] = set()
-
-    def begin(self, index: int) -> str | None:
-        """The key to send along."""
-        self._batches.pop(index, None)
-        return self._keys.setdefault(index, uuid.uuid4().hex)
-
-    def end(self, index: int, billed: bool, new_key: bool = False) -> None:
-        """A try gave no answer."""
-        self._batches.pop(index, None)
-        if billed:
-            self._doubtful.add(index)
-        if new_key or index not in self._doubtful:
-            self._keys.pop(index, None)
-
-    def settle(self) -> None:
-        """Nothing waits for a budget here."""
-
-    def seconds_left(self) -> float:
-        """Without end."""
-        return float("inf")
-
-    def batch_of(self, index: int) -> str:
-        """The batch that `put_into` noted."""
-        return self._batches.get(index, "")
-
-    def key_of(self, index: int) -> str:
-        """The key of the last `begin`."""
-        return self._keys.get(index, "")
-
-    def put_into(self, batch: str, indexes: Sequence[int]) -> None:
-        """Notes the batch of calls."""
-        self._batches |= dict.fromkeys(indexes, batch)
 
 
 def worst_tokens_in(prompt: Prompt, grammar: Grammar | None = None) -> int:

@@ -36,10 +36,10 @@ def price_of(model: str, base_url: str, file: Path | None = None, on: date | Non
     dated = {start: price for start, price in own.get(model, {}).items() if start <= on}
     if dated:
         return dated[max(dated)]
-    return Price() if is_local(base_url) else _published(model, base_url, on)
+    return Price() if _is_local(base_url) else _published(model, base_url, on)
 
 
-def is_local(base_url: str) -> bool:
+def _is_local(base_url: str) -> bool:
     """Whether an address is on this machine or in a private network, where nobody bills by the token."""
     host = urlsplit(base_url).hostname or ""
     if "." not in host and ":" not in host:

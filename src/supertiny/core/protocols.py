@@ -121,7 +121,8 @@ class Curator(Protocol):
     """Examples in, fewer or better examples out; what it makes or changes carries its origin's id.
 
     Where the class attribute `needs` has "live_teacher", "token_scores" or "person", `curate` takes one more keyword,
-    `bench`, a prototype.curators._bench.CuratorBench. One with the class attribute `mends` gets unreadable answers too.
+    `bench`, a prototype.curators._bench.CuratorBench. One that asks the teacher says by `model_calls(rows,
+    calls_per_request)` how often it is expected to. One with the class attribute `mends` gets unreadable answers too.
     """
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]: ...

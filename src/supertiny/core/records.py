@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from supertiny.core.references import without_references
+from supertiny.core.schemas import without_references
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ class Tool:
 
     @classmethod
     def from_openai(cls, tool: Mapping[str, Any]) -> Tool:
-        """References in the parameters are written out. Raises UserError, a ValueError too, where they cannot be."""
+        """References in the parameters are written out. Raises ValueError where they cannot be."""
         function = tool.get("function", tool)
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         whole = without_references(schema, f"parameters of {function['name']!r}")

@@ -20,12 +20,11 @@ from typing import Any
 
 import yaml
 
-from supertiny.core.errors import UserError, UserErrors, nearest_word
+from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
 from supertiny.core.files import read_json
 from supertiny.core.leaks import SIMILARITY, asked_text, find_leaks
 from supertiny.core.methods import validated
 from supertiny.core.records import Call, Example, Request, Tool, Verdict
-from supertiny.core.references import SchemaReferenceError
 from supertiny.core.task_rows import SPLITS, Row, read_split
 from supertiny.core.verifying import Execute, Hook, check_schema, load_hooks, verified
 
@@ -94,12 +93,10 @@ def load_task(folder: Path) -> Task:
         rows[split] = read_split(folder / card.splits.get(split, f"{split}.jsonl"), split, tools, errors, taken)
     errors += _leaks(rows, card.leak_similarity)
     hook = execute = None
-    try:
+    with gathered(errors):
         hook, execute = load_hooks(folder / "hooks.py")
-    except UserError as error:
-        errors.append(error)
     if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+        raise UserErrors(errors)
     pool = [row.example for row in rows["unlabelled"]]
     return Task(
         name=card.name or folder.resolve().name,
@@ -173,7 +170,7 @@ def _tool_problem(entry: Any, known: Mapping[str, Tool]) -> str:
         return f"parameters of {function['name']!r} must be a JSON Schema object"
     try:
         return check_schema(Tool.from_openai(entry))
-    except SchemaReferenceError as error:
+    except ValueError as error:
         return str(error)
 
 

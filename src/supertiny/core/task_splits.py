@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from supertiny.core.errors import UserError, nearest_word
-from supertiny.core.files import hash_of, write_json, write_rows, write_text
+from supertiny.core.errors import UserError
+from supertiny.core.files import hash_of
 from supertiny.core.leaks import asked_text, find_leaks, normalised
-from supertiny.core.records import Tool
 from supertiny.core.task_rows import SPLITS
 
 SHARES: Mapping[str, float] = {"labelled": 0.15, "unlabelled": 0.45, "valid": 0.15, "test": 0.25}
@@ -49,53 +46,19 @@ def shared_out(
 def _once(rows: Sequence[TaskRow]) -> list[TaskRow]:
     once: dict[str, TaskRow] = {}
     for row in rows:
-        once.setdefault(normalised(asked(row)), row)
+        once.setdefault(normalised(_asked(row)), row)
     return list(once.values())
 
 
 def _unlike(rows: Sequence[TaskRow], hidden: Sequence[TaskRow]) -> list[TaskRow]:
     """The rows that are not nearly the same as one of `hidden`."""
-    learned, asked_for = ({str(number): asked(row) for number, row in enumerate(some)} for some in (rows, hidden))
+    learned, asked_for = ({str(number): _asked(row) for number, row in enumerate(some)} for some in (rows, hidden))
     alike = {int(leak.left) for leak in find_leaks(learned, asked_for)}
     return [row for number, row in enumerate(rows) if number not in alike]
 
 
-def asked(row: TaskRow) -> str:
-    """What a row asks, as it is compared."""
+def _asked(row: TaskRow) -> str:
     return asked_text(_messages(row))
-
-
-def check_free(folder: Path) -> None:
-    """Raises UserError where the folder of a new task is not free."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not empty", "name a new folder")
-
-
-def write_task(
-    folder: Path, splits: Mapping[str, Sequence[TaskRow]], tools: Sequence[Tool], description: str = ""
-) -> dict[str, int]:
-    """Writes a task's files; gives the rows per split."""
-    write_json(folder / "tools.json", [tool.to_openai() for tool in tools])
-    for split in SPLITS:
-        write_rows(folder / f"{split}.jsonl", splits[split])
-    card = f"name: {json.dumps(folder.resolve().name, ensure_ascii=False)}\n"
-    if description:
-        card += f"description: {json.dumps(description, ensure_ascii=False)}\n"
-    write_text(folder / "task.yaml", card)
-    return {split: len(splits[split]) for split in SPLITS}
-
-
-def read_sizes(text: str) -> dict[str, int]:
-    """Sizes as they are typed: `labelled=200,valid=100`. Raises UserError."""
-    sizes: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        split, _, count = (word.strip() for word in part.partition("="))
-        if split not in SPLITS:
-            raise UserError(f"sizes: there is no split {split!r}", nearest_word(split, SPLITS))
-        if not count.isdecimal() or int(count) < 1:
-            raise UserError(f"sizes: {part!r} is not of the form SPLIT=ROWS", "for instance labelled=200,valid=100")
-        sizes[split] = int(count)
-    return sizes
 
 
 def _messages(row: TaskRow) -> Sequence[Mapping[str, Any]]:
@@ -150,8 +113,8 @@ def _without_leaks(splits: dict[str, list[TaskRow]]) -> dict[str, list[TaskRow]]
     while changed:  # ends: rows move towards the pool alone
         changed = False
         for judged, against, to in ways:
-            learned = {f"{s}:{n}": asked(r) for s in against for n, r in enumerate(splits[s])}
-            texts = {str(n): asked(row) for n, row in enumerate(splits[judged])}
+            learned = {f"{s}:{n}": _asked(r) for s in against for n, r in enumerate(splits[s])}
+            texts = {str(n): _asked(row) for n, row in enumerate(splits[judged])}
             moved = {int(leak.left) for leak in find_leaks(texts, learned)}
             splits[to] += [row for n, row in enumerate(splits[judged]) if n in moved]
             splits[judged] = [row for n, row in enumerate(splits[judged]) if n not in moved]

@@ -22,11 +22,6 @@ Execute = Callable[[str, dict[str, Any]], Any]
 OUTCOMES = ("pass", "fail", "abstain")
 
 
-def load_hook(path: Path) -> Hook | None:
-    """The function `verify` of a task's hooks.py, or None where there is no such file; see `load_hooks`."""
-    return load_hooks(path)[0]
-
-
 def load_hooks(path: Path) -> tuple[Hook | None, Execute | None]:
     """The functions `verify` and `execute` of a task's hooks.py; None for each that is not there.
 
@@ -45,7 +40,7 @@ def load_hooks(path: Path) -> tuple[Hook | None, Execute | None]:
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     verify, execute = getattr(module, "verify", None), getattr(module, "execute", None)
     if not callable(verify) and not callable(execute):
-        raise UserError(f"{path} has no function verify(request_text, calls)", "return (outcome, reason) from it")
+        raise UserError(f"{path} has no function verify(request_text, calls)", "and no execute(request_text, call)")
     return cast(Hook, verify) if callable(verify) else None, cast(Execute, execute) if callable(execute) else None
 
 

@@ -17,6 +17,7 @@ _WORDS = (
 def token_counter(gguf: Path) -> Callable[[str], int] | None:
     """Counts tokens as the model's own byte-level tokenizer does; None for a tokenizer of another kind.
 
+    Texts are split into words as Qwen2, SmolLM or GPT-2 do it; of a model that does it otherwise, counts are near.
     Raises UserError for a file that is missing or broken.
     """
     metadata = read_header(gguf).metadata

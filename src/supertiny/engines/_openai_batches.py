@@ -15,11 +15,13 @@ from typing import Any
 import httpx
 
 from supertiny.core.errors import BudgetReached, UserError
-from supertiny.engines._openai_calls import Account, BusyError, Caller, Send, Session
+from supertiny.core.payments import Payments
+from supertiny.engines._openai_calls import Caller, Send, Session
 from supertiny.engines._openai_wire import MalformedError
 
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _MOST_ROWS, _MOST_BYTES = 20_000, 90_000_000  # of one file; OpenAI takes 50,000 and 200 MB
+_POLL_SECONDS = 30.0
 _OURS = "supertiny"
 _UNMADE = "?"  # before the token of a batch of which it is not known yet whether it was made
 Asked = tuple[str, Mapping[str, Any]]
@@ -31,56 +33,60 @@ Tell = Callable[[int, Any], None]
 class Batches:
     """Completes prompts by batches; rows that fail go into the next one, `retries` times at most."""
 
-    def __init__(self, caller: Caller, poll_seconds: float) -> None:
+    def __init__(self, caller: Caller, payments: Payments, tell: Tell) -> None:
         self._caller = caller
-        self._poll_seconds = poll_seconds
+        self._payments = payments
+        self._tell = tell
         self._told: set[int] = set()
         self._failures: Counter[int] = Counter()
         self._reasons: dict[int, str] = {}
 
-    async def run(self, asked: Sequence[Asked], payments: Account, tell: Tell) -> None:
-        """Tells of every row, in any order. Raises UserError, with what is done told before."""
-        async with self._caller.session(payments, at_once=2) as session:  # looks a batch up while it orders one
-            await self.collect(session, range(len(asked)), tell)
-            while todo := [index for index in range(len(asked)) if index not in self._told]:
+    async def run(self, asked: Sequence[Asked], orders: bool) -> None:
+        """Tells of every row, in any order; without `orders`, of those alone that earlier batches hold.
+
+        Raises UserError, with what is done told before.
+        """
+        async with self._caller.session(None, at_once=2) as session:  # looks a batch up while it orders one
+            await self._collect(session, range(len(asked)))
+            while orders and (todo := [index for index in range(len(asked)) if index not in self._told]):
                 worst = max(todo, key=lambda index: self._failures[index])
-                if self._failures[worst] > self._caller.limits.retries:
+                if self._failures[worst] > self._caller.settings.retries:
                     raise UserError(
                         f"{self._caller.base_url}: a request of a batch failed {self._failures[worst]} times: "
                         f"{self._reasons.get(worst, 'no reason given')}",
                         "run again, or set batch: false; what is done is not paid again",
                     )
                 failed = self._failures.total()
-                taken, stopped = self._taken(todo, payments)
+                taken, stopped = self._taken(todo)
                 await self._send(session, asked, taken)
-                await self.collect(session, taken, tell)
+                await self._collect(session, taken)
                 if stopped:
                     raise stopped
                 if self._failures.total() > failed:  # perhaps the provider's queue is full
-                    await self._caller.sleep(min(self._poll_seconds, max(0.0, payments.seconds_left())))
+                    await self._caller.sleep(min(_POLL_SECONDS, max(0.0, self._payments.seconds_left())))
 
-    async def collect(self, session: Session, indexes: Sequence[int], tell: Tell) -> None:
+    async def _collect(self, session: Session, indexes: Sequence[int]) -> None:
         """Waits for the batches that these calls are in and reads them; a call that is in none is passed over."""
         batches: dict[str, list[int]] = {}
         for index in indexes:
-            if batch := session.payments.batch_of(index):
+            if batch := self._payments.batch_of(index):
                 batches.setdefault(batch, []).append(index)
         for batch, members in batches.items():
             name = await self._find(session, batch[1:]) if batch.startswith(_UNMADE) else batch
-            if not name:
+            if name:
+                self._payments.put_into(name, members)
+                await self._read(session, await self._ended(session, name), members)
+            else:
                 for index in members:
-                    self._fail(session, index, "the batch was never made")
-                continue
-            session.payments.put_into(name, members)
-            await self._read(session, await self._wait(session, name), members, tell)
+                    self._fail(index, "the batch was never made")
 
-    def _taken(self, todo: Sequence[int], payments: Account) -> tuple[list[int], BudgetReached | None]:
-        """Calls that the budget has room for, all at their worst."""
-        payments.settle()
+    def _taken(self, todo: Sequence[int]) -> tuple[list[int], BudgetReached | None]:
+        """Calls that the budget has room for, all at their worst; with the reason where no more may ever go."""
+        self._payments.settle()
         taken: list[int] = []
         for index in todo:
             try:
-                if payments.begin(index) is None:
+                if self._payments.begin(index) is None:
                     break  # what is taken goes first; the rest may fit when its price is known
             except BudgetReached as reached:
                 return taken, reached
@@ -93,28 +99,25 @@ class Batches:
                 await self._make(session, path, {index: asked[index][1] for index in part})
         except UserError:
             for index in taken:
-                if not session.payments.batch_of(index):  # never ordered, so never billed
-                    session.payments.end(index, billed=False)
+                if not self._payments.batch_of(index):  # never ordered, so never billed
+                    self._payments.end(index, billed=False)
             raise
 
     async def _make(self, session: Session, path: str, bodies: Mapping[int, Mapping[str, Any]]) -> None:
-        base, payments, token = self._caller.base_url, session.payments, uuid.uuid4().hex
+        base, token = self._caller.base_url, uuid.uuid4().hex
         version = httpx.URL(base).path.rstrip("/").rpartition("/")[2] or "v1"
         lines = (
-            {"custom_id": payments.key_of(index), "method": "POST", "url": f"/{version}{path}", "body": body}
+            {"custom_id": self._payments.key_of(index), "method": "POST", "url": f"/{version}{path}", "body": body}
             for index, body in bodies.items()
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(errors="replace")
+        upload = {"file": ("batch.jsonl", text, "application/jsonl")}
         file = await self._json(
             session,
             f"{base}/files",
-            lambda client, headers: client.post(
-                f"{base}/files",
-                files={"file": ("batch.jsonl", text, "application/jsonl")},
-                data={"purpose": "batch"},
-            ),
+            lambda client, headers: client.post(f"{base}/files", files=upload, data={"purpose": "batch"}),
         )
-        payments.put_into(_UNMADE + token, list(bodies))
+        self._payments.put_into(_UNMADE + token, list(bodies))
         order = {
             "input_file_id": file["id"],
             "endpoint": f"/{version}{path}",
@@ -132,86 +135,85 @@ class Batches:
             return await client.post(f"{base}/batches", json=order, headers={"Idempotency-Key": token})
 
         made = await self._json(session, f"{base}/batches", make)
-        payments.put_into(str(made["id"]), list(bodies))
+        self._payments.put_into(str(made["id"]), list(bodies))
 
     async def _find(self, session: Session, token: str) -> str:
         """Name of the batch that carries the token; empty where there is none."""
         url = f"{self._caller.base_url}/batches"
-        after: dict[str, str] = {}
+        query = {"limit": "100"}
         while True:
-            query = {"limit": "100", **after}
-            page = await self._json(session, url, lambda client, headers, query=query: client.get(url, params=query))
+            page = await self._json(session, url, lambda client, headers: client.get(url, params=query))
             for batch in page.get("data") or []:
                 if (batch.get("metadata") or {}).get(_OURS) == token:
                     return str(batch["id"])
             if not page.get("has_more") or not page.get("data"):
                 return ""
-            after = {"after": str(page["data"][-1]["id"])}
+            query["after"] = str(page["data"][-1]["id"])
 
-    async def _wait(self, session: Session, name: str) -> Mapping[str, Any]:
+    async def _ended(self, session: Session, name: str) -> Mapping[str, Any]:
         """The batch when it has ended. Raises BudgetReached where the minutes are over before it has."""
         url = f"{self._caller.base_url}/batches/{name}"
         while True:
             batch = await self._json(session, url, lambda client, headers: client.get(url))
             if batch.get("status") in _ENDED:
                 return batch
-            left = session.payments.seconds_left()
+            left = self._payments.seconds_left()
             if left <= 0:
                 raise BudgetReached(
                     f"the budget of minutes is reached while batch {name} is under way",
                     "raise prototype.budget and run the same command: the batch is read then, and not paid again",
                 )
-            await self._caller.sleep(min(self._poll_seconds, left))
+            await self._caller.sleep(min(_POLL_SECONDS, left))
 
-    async def _read(self, session: Session, batch: Mapping[str, Any], members: Sequence[int], tell: Tell) -> None:
+    async def _read(self, session: Session, batch: Mapping[str, Any], members: Sequence[int]) -> None:
         """Tells of the rows that were answered; the others are free to go into another batch."""
-        waiting = {session.payments.key_of(index): index for index in members}
+        waiting = {self._payments.key_of(index): index for index in members}
         for file in (batch.get("output_file_id"), batch.get("error_file_id")):
             for line in await self._lines(session, file) if file else ():
                 index = waiting.pop(str(line.get("custom_id")), None)
                 if index is not None:
-                    self._judge(session, index, line, tell)
+                    self._judge(index, line)
         reasons = (batch.get("errors") or {}).get("data") or [{}]
         for index in waiting.values():
-            self._fail(session, index, str(reasons[0].get("message") or f"the batch has {batch.get('status')}"))
+            self._fail(index, str(reasons[0].get("message") or f"the batch has {batch.get('status')}"))
 
-    def _judge(self, session: Session, index: int, line: Mapping[str, Any], tell: Tell) -> None:
+    def _judge(self, index: int, line: Mapping[str, Any]) -> None:
         response = line.get("response") or {}
         if response.get("status_code") == 200:
             try:
-                tell(index, response.get("body"))
+                self._tell(index, response.get("body"))
                 self._told.add(index)
             except MalformedError as error:
-                self._fail(session, index, str(error), billed=True)
+                self._fail(index, str(error), billed=True)
             return
-        error = line.get("error") or (response.get("body") or {}).get("error") or {}
-        self._fail(session, index, str(error.get("message") or error or f"HTTP status {response.get('status_code')}"))
+        said = line.get("error") or (response.get("body") or {}).get("error") or {}
+        self._fail(index, str(said.get("message") or said or f"HTTP status {response.get('status_code')}"))
 
-    def _fail(self, session: Session, index: int, reason: str, billed: bool = False) -> None:
+    def _fail(self, index: int, reason: str, billed: bool = False) -> None:
         self._failures[index] += 1
         self._reasons[index] = reason
-        session.payments.end(index, billed, new_key=True)
+        self._payments.end(index, billed, new_key=True)
 
     async def _lines(self, session: Session, file: str) -> list[dict[str, Any]]:
         url = f"{self._caller.base_url}/files/{file}/content"
 
-        def read(response: httpx.Response, seconds: float) -> list[dict[str, Any]]:
+        def read(response: httpx.Response, _: float) -> list[dict[str, Any]]:
             try:
                 rows = [json.loads(line) for line in response.text.split("\n") if line.strip()]
             except ValueError as error:
-                raise BusyError(f"a file that is not JSON lines: {error}", billed=False) from error
+                raise MalformedError(f"a file that is not JSON lines: {error}") from error
             return [row for row in rows if isinstance(row, dict)]
 
-        return await self._caller.ask(session, 0, url, lambda client, headers: client.get(url), read, paid=False)
+        return await self._caller.ask(session, 0, url, lambda client, headers: client.get(url), read)
 
-    async def _json(self, session: Session, url: str, send: Send) -> Any:
-        def read(response: httpx.Response, seconds: float) -> Any:
+    async def _json(self, session: Session, url: str, send: Send) -> dict[str, Any]:
+        def read(response: httpx.Response, _: float) -> dict[str, Any]:
             got = self._caller.json_of(response)
             if not isinstance(got, dict):
                 raise MalformedError("a body that is not an object")
             return got
 
-        return await self._caller.ask(session, 0, url, send, read, paid=False)
+        return await self._caller.ask(session, 0, url, send, read)
 
 
 def _parts(asked: Sequence[Asked], taken: Sequence[int]) -> list[tuple[str, list[int]]]:

@@ -4,59 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from supertiny.core.errors import UserError
-from supertiny.core.payments import Unrecorded
+from supertiny.core.files import hash_of
+from supertiny.core.ledger import Ledger
+from supertiny.core.payments import PaidCall, Payments
 from supertiny.core.protocols import Done
 from supertiny.core.records import Completion, Grammar, Price, Prompt, Sampling, TokenScores
-from supertiny.engines._openai_batches import Asked, Batches
-from supertiny.engines._openai_calls import Account, Caller, Limits, Session
+from supertiny.engines._openai_batches import Batches
+from supertiny.engines._openai_calls import Caller, Session
 from supertiny.engines._openai_refusals import API_ADDRESS
 from supertiny.engines._openai_wire import MalformedError, Wire, read_prompt_scores
 
-
-@dataclass(frozen=True)
-class BatchTerms:
-    """How a provider's batch API is used."""
-
-    discount: float = 0.5
-    """Share of the full price that the engine's price is."""
-    poll_seconds: float = 30.0
+if TYPE_CHECKING:
+    from supertiny.engines.openai import OpenAI
 
 
 class ServerEngine:
     """Sends prompts to a server. Not for use from within a running event loop of the same thread."""
 
-    def __init__(
-        self,
-        name: str,
-        base_url: str,
-        key: str,
-        wire: Wire,
-        limits: Limits,
-        price: Price,
-        batch: BatchTerms | None = None,
-    ) -> None:
-        self.name = name
-        self.caller = Caller(base_url, key, wire.model, limits)
-        self._wire = wire
-        self._batch = batch
-        self._understood = False
+    def __init__(self, settings: OpenAI, key: str, price: Price) -> None:
+        self.caller = Caller(settings, key)
         self.price = price
+        self._settings = settings
+        self._in_batches = settings.batch
+        self._understood = False
+        self._wire = Wire(
+            model=settings.model,
+            dialect=settings.dialect,
+            max_tokens_name=settings.max_tokens_name,
+            send_temperature=settings.send_temperature,
+            strict_schema=settings.strict_schema,
+            logprobs=settings.logprobs,
+            extra_body=settings.extra_body,
+        )
+        self.name = f"openai:{self.caller.base_url}:{settings.model}:{hash_of(vars(self._wire))}"
 
     @property
     def at_once(self) -> ServerEngine:
         """The same engine without the provider's batches, at the full price."""
-        if self._batch is None:
-            return self
-        caller = self.caller
-        price = self.price.times(1 / self._batch.discount)
-        single = ServerEngine(self.name, caller.base_url, "", self._wire, caller.limits, price)
-        single.caller = caller
+        single = copy(self)
+        single._in_batches = False
+        single.price = self.price.times(1 / self._settings.batch_discount) if self._in_batches else self.price
         return single
 
     def binds(self, grammar: Grammar) -> bool:
@@ -75,7 +70,20 @@ class ServerEngine:
         Raises UserError where the server refuses, is not there, or stays busy; requests that are under way then are
         waited for, so that `done` hears of all that was paid.
         """
-        return self.complete_paid(prompts, sampling, grammar, done or _nothing, Unrecorded())
+        bounds = grammar if grammar is not None else [None] * len(prompts)
+        calls = [PaidCall(str(index), *call) for index, call in enumerate(zip(prompts, bounds, strict=True))]
+        ledger = Ledger(Path(":memory:"))
+        payments = Payments(ledger, self, "", calls, sampling)
+
+        def told(index: int, completion: Completion) -> None:
+            payments.store(index, replace(completion, text=""))
+            if done:
+                done(index, completion)
+
+        try:
+            return self.complete_paid(prompts, sampling, grammar, told, payments)
+        finally:
+            ledger.close()
 
     def complete_paid(
         self,
@@ -83,27 +91,26 @@ class ServerEngine:
         sampling: Sampling,
         grammar: Sequence[Grammar | None] | None,
         done: Done,
-        payments: Account,
+        payments: Payments,
     ) -> list[Completion]:
         """As `complete`, with an account that is asked before each try and may say that the budget is reached."""
-        bounds = list(grammar) if grammar is not None else [None] * len(prompts)
+        bounds = grammar if grammar is not None else [None] * len(prompts)
         asked = [self._wire.request(prompt, sampling, bound) for prompt, bound in zip(prompts, bounds, strict=True)]
-        if not asked:
-            return []
         read: dict[int, Completion] = {}
 
-        def tell(index: int, body: Any, seconds: float = 0.0) -> None:
-            read[index] = self._wire.read(body, prompts[index], seconds)
-            done(index, read[index])
-            if self._wire.logprobs and read[index].logprob is None and read[index].text:
+        def keep(index: int, completion: Completion) -> None:
+            read[index] = completion
+            done(index, completion)
+            if self._wire.logprobs and completion.logprob is None and completion.text:
                 raise UserError(
                     f"{self.caller.base_url}: {self._wire.model} gives no log-probabilities",
                     "set logprobs: false, and leave out steps that need them",
                 )
 
         # What a killed run left in batches is read first: it is paid.
-        if self._batch or any(payments.batch_of(index) for index in range(len(asked))):
-            asyncio.run(self._by_batches(asked, payments, tell))
+        if self._in_batches or any(payments.batch_of(index) for index in range(len(asked))):
+            batches = Batches(self.caller, payments, lambda i, body: keep(i, self._wire.read(body, prompts[i])))
+            asyncio.run(batches.run(asked, self._in_batches))
         left = [index for index in range(len(asked)) if index not in read]
 
         async def one(session: Session, place: int) -> None:
@@ -111,19 +118,14 @@ class ServerEngine:
             path, body = asked[index]
             url = self.caller.base_url + path
 
-            def send(client: httpx.AsyncClient, headers: Any) -> Any:
-                return client.post(url, json=body, headers=headers)
-
-            def hear(response: httpx.Response, seconds: float) -> Any:
+            def hear(response: httpx.Response, seconds: float) -> Completion:
                 got = self.caller.json_of(response)
                 self._check_shape(got, url)
-                self._wire.read(got, prompts[index], seconds)  # MalformedError belongs to this try
-                return got, seconds
+                return self._wire.read(got, prompts[index], seconds)
 
-            tell(index, *await self.caller.ask(session, index, url, send, hear, paid=True))
+            keep(index, await self.caller.post(session, index, url, body, hear, paid=True))
 
-        if left:
-            asyncio.run(self.caller.gather(len(left), one, payments))
+        asyncio.run(self.caller.gather(len(left), one, payments))
         return [read[index] for index in range(len(asked))]
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
@@ -144,16 +146,13 @@ class ServerEngine:
             whole = await self._tokens(session, index, prompt, text)
             body = {**self._told(prompt, text), "max_tokens": 1, "temperature": 0, "prompt_logprobs": max(top, 1)}
             url = self.caller.base_url + ("/chat/completions" if prompt.messages else "/completions")
-            return await self.caller.ask(
-                session,
-                index,
-                url,
-                lambda client, headers: client.post(url, json=body, headers=headers),
-                lambda got, _: read_prompt_scores(self.caller.json_of(got), begin, whole, max(top, 1)),
-                paid=False,
-            )
 
-        return asyncio.run(self.caller.gather(len(pairs), one, Unrecorded())) if pairs else []
+            def read(response: httpx.Response, _: float) -> TokenScores:
+                return read_prompt_scores(self.caller.json_of(response), begin, whole, max(top, 1))
+
+            return await self.caller.post(session, index, url, body, read)
+
+        return asyncio.run(self.caller.gather(len(pairs), one))
 
     def close(self) -> None:
         """Nothing to free: connections live as long as their batch."""
@@ -163,15 +162,6 @@ class ServerEngine:
         self._understood = self._understood or (isinstance(got, dict) and "choices" in got)
         if not self._understood:
             raise UserError(f"{url} answers, but not with a completion: {str(got)[:100]}", API_ADDRESS)
-
-    async def _by_batches(self, asked: Sequence[Asked], payments: Account, tell: Any) -> None:
-        terms = self._batch or BatchTerms()
-        batches = Batches(self.caller, terms.poll_seconds)
-        if self._batch:
-            await batches.run(asked, payments, tell)
-            return
-        async with self.caller.session(payments) as session:
-            await batches.collect(session, range(len(asked)), tell)
 
     def _told(self, prompt: Prompt, text: str) -> dict[str, Any]:
         begun = prompt.text + text
@@ -187,11 +177,4 @@ class ServerEngine:
 
         # vLLM keeps this one beside the versioned API, not in it.
         url = f"{self.caller.base_url.removesuffix('/v1')}/tokenize"
-        body = self._told(prompt, text)
-        return await self.caller.ask(
-            session, index, url, lambda client, headers: client.post(url, json=body, headers=headers), read, paid=False
-        )
-
-
-def _nothing(index: int, completion: Completion) -> None:
-    return None
+        return await self.caller.post(session, index, url, self._told(prompt, text), read)

@@ -41,10 +41,10 @@ def refusal(response: httpx.Response, key: str) -> UserError:
     if 300 <= status < 400:
         to = response.headers.get("location", "elsewhere")
         return UserError(f"{url}: redirects to {to}; a key is not sent on", "set base_url to where the API is")
-    return UserError(f"{url}: refused with HTTP status {status}: {words}", hint_for(words))
+    return UserError(f"{url}: refused with HTTP status {status}: {words}", _hint_for(words))
 
 
-def hint_for(words: str) -> str:
+def _hint_for(words: str) -> str:
     """What to do about a server's complaint."""
     return next((hint for pattern, hint in _HINTS if re.search(pattern, words, re.I)), "see the engine's settings")
 
@@ -81,4 +81,4 @@ def said(response: httpx.Response, key: str) -> str:
 
 def is_page(response: httpx.Response) -> bool:
     """Whether a web page came in place of an answer."""
-    return "html" in response.headers.get("content-type", "") or response.text.lstrip()[:1] == "<"
+    return "html" in response.headers.get("content-type", "") or response.content.lstrip()[:1] == b"<"

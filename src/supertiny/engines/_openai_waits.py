@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def asked_wait(headers: Mapping[str, str], now: datetime | None = None) -> float:
@@ -34,17 +34,17 @@ def quota_pause(headers: Mapping[str, str]) -> float:
     for kind in ("requests", "tokens"):
         left = _number(headers.get(f"x-ratelimit-remaining-{kind}", ""))
         if left is not None and left <= 0:
-            waits.append(duration_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
+            waits.append(_duration_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
     return max(waits)
 
 
-def duration_seconds(text: str) -> float:
+def _duration_seconds(text: str) -> float:
     """Seconds of `20ms`, `1.5s`, `6m0s` or a bare number; 0 where it is none of these."""
     number = _number(text)
     if number is not None:
         return number
-    pieces = PIECE.findall(text)
-    return sum(float(amount) * UNIT_SECONDS[unit] for amount, unit in pieces)
+    pieces = _PIECE.findall(text)
+    return sum(float(amount) * _UNIT_SECONDS[unit] for amount, unit in pieces)
 
 
 def _number(text: str) -> float | None:

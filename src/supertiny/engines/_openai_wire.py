@@ -16,8 +16,20 @@ CONTINUES = {"continue_final_message": True, "add_generation_prompt": False}
 CONTINUING = {"vllm": CONTINUES, "sglang": {"continue_final_message": True}}
 
 
-class MalformedError(Exception):
-    """A body that is not what the API promises; worth another try."""
+class FailedTryError(Exception):
+    """Worth another try, after `wait_seconds` at least; `billed` says whether the failed one may be billed."""
+
+    def __init__(self, reason: str, billed: bool, wait_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.billed = billed
+        self.wait_seconds = wait_seconds
+
+
+class MalformedError(FailedTryError):
+    """A body that is not what the API promises."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, billed=True)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class Wire:
             return {"structured_outputs": {"regex" if grammar.kind == "regex" else "grammar": grammar.text}}
         return {grammar.kind: grammar.text} if self.dialect == "sglang" else {"grammar": grammar.text}
 
-    def read(self, body: Any, prompt: Prompt, seconds: float) -> Completion:
+    def read(self, body: Any, prompt: Prompt, seconds: float = 0.0) -> Completion:
         """The completion in a response's body. Raises MalformedError."""
         try:
             choice = body["choices"][0]

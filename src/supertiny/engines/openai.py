@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import Field
 
 from supertiny.core.errors import UserError
-from supertiny.core.files import hash_of
 from supertiny.core.prices import price_of
 from supertiny.core.records import Price
-from supertiny.engines._openai_calls import Limits
-from supertiny.engines._openai_engine import BatchTerms, ServerEngine
-from supertiny.engines._openai_wire import Wire
+from supertiny.engines._openai_engine import ServerEngine
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,15 @@ class OpenAI:
     """Environment variable that holds the key; without it requests go without a key."""
     dialect: Literal["openai", "vllm", "sglang", "llama_server"] = "openai"
     """How the server is told of grammars and of a begun answer; OpenAI's own API knows JSON Schemas alone."""
-    concurrency: int = 16
+    concurrency: Annotated[int, Field(ge=1)] = 16
     """Requests under way at a time."""
-    timeout_seconds: float = 120.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for one try of one request."""
-    retries: int = 6
+    retries: Annotated[int, Field(ge=0)] = 6
     """Tries after the first, where the server is busy, fails or is cut off."""
-    backoff_seconds: float = 0.5
+    backoff_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Largest wait before the first retry; it doubles with each, and the wait itself is drawn from zero to it."""
-    longest_wait_seconds: float = 180.0
+    longest_wait_seconds: Annotated[float, Field(ge=0)] = 180.0
     """Where a server asks to wait longer than this, the run stops and says so."""
     seed: int = 0
     """Seed of the drawn waits."""
@@ -59,18 +57,16 @@ class OpenAI:
     """Tokens that the model reads; where it is set, `supertiny check` refuses rows that are longer."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of each request's body, such as `chat_template_kwargs`."""
-    dollars_per_million_in: float | None = None
+    dollars_per_million_in: Annotated[float, Field(ge=0)] | None = None
     """Price of prompt tokens, in place of the looked-up one; needs dollars_per_million_out too."""
-    dollars_per_million_out: float | None = None
+    dollars_per_million_out: Annotated[float, Field(ge=0)] | None = None
     """Price of written tokens, in place of the looked-up one."""
-    dollars_per_million_cached: float | None = None
+    dollars_per_million_cached: Annotated[float, Field(ge=0)] | None = None
     """Price of prompt tokens that the server had cached; that of prompt tokens where unset."""
     batch: bool = False
     """Whether prompts go through the provider's batch API: answers within a day, at a discount; raise `chunk` then."""
     batch_discount: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the price that the provider takes for answers of a batch."""
-    batch_poll_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Time between two looks at a batch."""
     price_file: str = ""
     """Dated prices, see core/prices.py; the user's own file where unset."""
 
@@ -90,46 +86,23 @@ class OpenAI:
             raise UserError(f"no key for {self.base_url}", f"export {self.api_key_env}=...")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{self.api_key_env} holds characters that no key has", "copy the key again")
-        base_url = self.base_url.rstrip("/")
-        wire = Wire(
-            model=self.model,
-            dialect=self.dialect,
-            max_tokens_name=self.max_tokens_name,
-            send_temperature=self.send_temperature,
-            strict_schema=self.strict_schema,
-            logprobs=self.logprobs,
-            extra_body=self.extra_body,
-        )
-        limits = Limits(
-            self.concurrency,
-            self.timeout_seconds,
-            self.retries,
-            self.backoff_seconds,
-            self.longest_wait_seconds,
-            self.seed,
-        )
-        name = f"openai:{base_url}:{self.model}:{hash_of(vars(wire))}"
         price = self.price()
         if price is None:
             raise UserError(
                 f"nobody knows the price of {self.model!r} at {urlsplit(self.base_url).hostname}",
                 "set dollars_per_million_in and dollars_per_million_out, or write ~/.config/supertiny/prices.yaml",
             )
-        batch = BatchTerms(self.batch_discount, self.batch_poll_seconds) if self.batch else None
-        return ServerEngine(name, base_url, key, wire, limits, price, batch)
+        return ServerEngine(self, key, price)
 
     def _check(self) -> None:
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        try:
+            address = httpx.URL(self.base_url)
+        except httpx.InvalidURL:
+            address = httpx.URL()
+        if address.scheme not in ("http", "https") or not address.host:
             raise UserError(f"engines.openai.base_url: not an address: {self.base_url!r}", "like http://HOST:8000/v1")
-        if address.username or address.password:
+        if address.userinfo:
             raise UserError("engines.openai.base_url: holds a key", f"put it into {self.api_key_env}")
-        for name in ("concurrency", "timeout_seconds"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"engines.openai.{name}: must be positive; found {getattr(self, name)}")
-        for name in ("retries", "backoff_seconds", "longest_wait_seconds"):
-            if getattr(self, name) < 0:
-                raise UserError(f"engines.openai.{name}: must not be negative; found {getattr(self, name)}")
 
     def price(self) -> Price | None:
         """The settings' price, or one that is known, at the discount where batches are on; None where nobody knows.

@@ -25,11 +25,12 @@ def complete_lawfully(
     tools: Sequence[Sequence[Tool]],
     advance: Callable[[int], None] = lambda count: None,
     stands: Callable[[int, Completion], bool] = lambda index, completion: False,
+    again: Callable[[int, Completion], None] = lambda index, completion: None,
 ) -> list[Completion]:
     """One completion per prompt, in order, each a valid answer with its prompt's tools; costs of both tries are added.
 
-    `stands` lets a free completion through that is more than its prompt's tools allow. A completion that was cut off at
-    `max_tokens` under the grammar may still be unreadable.
+    `stands` lets a free completion through that is more than its prompt's tools allow; `again` is told of each second
+    try. A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
     """
     free = engine.complete(prompts, sampling, None, lambda index, completion: advance(1))
     maps = [{tool.name: tool for tool in known} for known in tools]
@@ -40,9 +41,10 @@ def complete_lawfully(
     if not broken:
         return free
     grammars = [bounds[i] for i in broken]
-    again = engine.complete([prompts[i] for i in broken], sampling, grammars)
+    tried = engine.complete([prompts[i] for i in broken], sampling, grammars)
     whole = list(free)
-    for i, second in zip(broken, again, strict=True):
+    for i, second in zip(broken, tried, strict=True):
+        again(i, second)
         first = free[i]
         whole[i] = replace(
             second,

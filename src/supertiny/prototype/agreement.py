@@ -18,7 +18,7 @@ Calls = tuple[Call, ...]
 
 
 @dataclass(frozen=True)
-class Share:
+class _Share:
     """A share of `count` with its 95 % Wilson interval."""
 
     value: float
@@ -27,7 +27,7 @@ class Share:
     count: int
 
     @classmethod
-    def of(cls, hits: int, count: int) -> Share:
+    def of(cls, hits: int, count: int) -> _Share:
         return cls(hits / max(1, count), *wilson_interval(hits, count), count)
 
     def __str__(self) -> str:
@@ -38,14 +38,14 @@ class Share:
 class Agreement:
     """Between a judge's verdicts and gold, on as many right as wrong answers; to abstain is to disagree."""
 
-    accuracy: Share
+    accuracy: _Share
     kappa: float
     """Cohen's: 1 is always right, 0 is no better than chance."""
-    false_pass: Share
+    false_pass: _Share
     """Of the wrong answers, those that the judge passed."""
-    false_fail: Share
+    false_fail: _Share
     """Of the right answers, those that the judge failed."""
-    abstained: Share
+    abstained: _Share
 
     def __str__(self) -> str:
         return (
@@ -55,7 +55,7 @@ class Agreement:
 
 
 def measure_agreement(
-    judge: Judging, rows: Sequence[Example], task: Task, seed: int, most: int | None = None
+    judge: Judging, rows: Sequence[Example], task: Task, seed: int, most: int
 ) -> tuple[Agreement, list[Trace]]:
     """Puts the gold calls of `rows` to the judge, and for each row wrong ones: another row's, or changed ones.
 
@@ -63,21 +63,21 @@ def measure_agreement(
     """
     generator = Random(seed)
     known = [row for row in rows if row.answer is not None]
-    drawn = known if most is None or len(known) <= most else generator.sample(known, most)
+    drawn = known if len(known) <= most else generator.sample(known, most)
     traces: list[Trace] = []
     truths: list[bool] = []
     for row in drawn:
         gold = row.answer.calls if row.answer else ()
-        wrong = wrong_calls(row, known, task, generator)
+        wrong = _wrong_calls(row, known, task, generator)
         for calls, truth in ((gold, True), (wrong, False)):
             if calls is not None:
                 traces.append(replace(Trace(row.request), calls=calls))
                 truths.append(truth)
     paid, verdicts = judge(traces) if traces else ([], [])
-    return agreement_of([verdict.outcome for verdict in verdicts], truths), paid
+    return _agreement_of([verdict.outcome for verdict in verdicts], truths), paid
 
 
-def agreement_of(outcomes: Sequence[str], truths: Sequence[bool]) -> Agreement:
+def _agreement_of(outcomes: Sequence[str], truths: Sequence[bool]) -> Agreement:
     """From verdicts (pass, fail or abstain) and whether each answer is right. Without any, the kappa is 0."""
     count = len(truths)
     wanted = ["pass" if truth else "fail" for truth in truths]
@@ -86,15 +86,15 @@ def agreement_of(outcomes: Sequence[str], truths: Sequence[bool]) -> Agreement:
     right = [outcome for outcome, truth in zip(outcomes, truths, strict=True) if truth]
     wrong = [outcome for outcome, truth in zip(outcomes, truths, strict=True) if not truth]
     return Agreement(
-        accuracy=Share.of(hits, count),
+        accuracy=_Share.of(hits, count),
         kappa=(hits / count - chance) / (1 - chance) if count and chance < 1 else 0.0,
-        false_pass=Share.of(wrong.count("pass"), len(wrong)),
-        false_fail=Share.of(right.count("fail"), len(right)),
-        abstained=Share.of(outcomes.count("abstain"), count),
+        false_pass=_Share.of(wrong.count("pass"), len(wrong)),
+        false_fail=_Share.of(right.count("fail"), len(right)),
+        abstained=_Share.of(outcomes.count("abstain"), count),
     )
 
 
-def wrong_calls(row: Example, others: Sequence[Example], task: Task, generator: Random) -> Calls | None:
+def _wrong_calls(row: Example, others: Sequence[Example], task: Task, generator: Random) -> Calls | None:
     """Calls that are not the row's: an argument changed, another row's, or none; None where nothing else is known."""
     gold = row.answer.calls if row.answer else ()
     tools = {tool.name: tool for tool in row.request.tools} or task.tool_map

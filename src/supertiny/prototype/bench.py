@@ -9,12 +9,12 @@ from typing import Any
 from supertiny.core.files import hash_of
 from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.protocols import Done, Engine, Format
+from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
 from supertiny.formats._lawful import complete_lawfully, is_lawful
-from supertiny.prototype.prompting import few_shot_messages, instructions
+from supertiny.prototype.prompting import few_shot_messages, going_on, instructions
 from supertiny.prototype.token_scores import summed_logprobs
 
 
@@ -78,6 +78,11 @@ class Trace:
         """Cost and calls so far."""
         return StepCost(self.cost, self.asked)
 
+    @property
+    def failure(self) -> str:
+        """What went wrong when a call was carried out, in words; empty where nothing did."""
+        return next((f"{result.call.tool}: {result.error}" for result in self.results if result.error), "")
+
     def paid(self, completion: Completion, dollars: float, calls: int = 1) -> Trace:
         """The same trace with a completion's cost added."""
         cost = Cost(dollars, completion.seconds, completion.tokens_in, completion.tokens_out, completion.tokens_cached)
@@ -96,20 +101,25 @@ class Trace:
     def noted(self, note: str) -> Trace:
         return replace(self, notes=(*self.notes, note))
 
+    def as_answer(self, by: str) -> Answer:
+        """What the pipeline of this name answers, should it end here."""
+        readable = self.calls is not None
+        return Answer(self.calls or (), self.text, self.cost, by, self.confidence, self.raw, readable)
 
-def open_block(block: Any) -> Engine:
-    """The engine of a recipe's block."""
-    engine: Engine = build("engines", block, "prototype.steps.engine").open()
+
+def open_block(block: Any, place: str = "prototype.steps.engine") -> Engine:
+    """The engine of a recipe's block, which stands at this place."""
+    engine: Engine = build("engines", block, place).open()
     return engine
 
 
 class Shelf:
-    """What steps keep from batch to batch: engines of their own, indices, what was measured once, and its price."""
+    """What pipelines keep from batch to batch: engines of steps, indices, what was measured once, and its price."""
 
-    def __init__(self, open_engine: Callable[[Any], Engine] = open_block) -> None:
+    def __init__(self, open_engine: Callable[[Any], Engine] | None = None) -> None:
         self.fixed: dict[str, StepCost] = {}
         """What was spent once, on no request of its own, by what it was spent on."""
-        self._open = open_engine
+        self._open = open_engine or open_block
         self._kept: dict[str, Any] = {}
         self._engines: list[Engine] = []
 
@@ -137,7 +147,7 @@ class Shelf:
         self.fixed[what] = self.fixed.get(what, StepCost()) + spent
 
     def close(self) -> None:
-        """Frees the engines that were opened here."""
+        """Frees the engines that were opened here, and forgets all else; it may be used again."""
         for engine in self._engines:
             engine.close()
         self._engines.clear()
@@ -182,6 +192,12 @@ class Bench:
         turns = few_shot_messages(examples, self.form)
         return Prompt((system, *turns, *trace.request.messages), shared=1)
 
+    def again(self, trace: Trace, complaint: str) -> Prompt:
+        """The request once more, with the answer and what is wrong with it; all functions are shown again."""
+        none = self.form.write(Answer())
+        words = f"That is wrong: {complaint}. Write the right call for the same request, or {none}."
+        return going_on(self.prompt(replace(trace, candidates=())), trace.raw, words)
+
     def complete(
         self,
         traces: Sequence[Trace],
@@ -191,7 +207,7 @@ class Bench:
     ) -> tuple[list[Trace], list[Completion]]:
         """Completes the prompts; gives the traces with the cost added, and the completions."""
         done = self.engine.complete(prompts, sampling, grammars, lambda index, completion: self.advance(1))
-        return self._paid(traces, done), done
+        return [t.paid(c, self._dollars(c)) for t, c in zip(traces, done, strict=True)], done
 
     def call(
         self,
@@ -204,7 +220,7 @@ class Bench:
 
         Of a request that was routed to one function, several calls of which one is of that function stand too.
         """
-        watched = _Watched(self.engine)
+        retried: dict[int, Completion] = {}
         known = [{tool.name: tool for tool in self.tools_of(trace)} for trace in traces]
 
         def stands(index: int, completion: Completion) -> bool:
@@ -214,19 +230,20 @@ class Bench:
             names = {call.tool for call in self.form.decode(completion.text.removesuffix(self.form.stop)).calls}
             return len(names) > 1 and chosen in names
 
-        done = complete_lawfully(watched, prompts, sampling, self.form, tools, self.advance, stands)
-        paid = self._paid(traces, done, watched.calls)
+        retry = retried.__setitem__
+        done = complete_lawfully(self.engine, prompts, sampling, self.form, tools, self.advance, stands, retry)
         answered = []
-        for trace, completion, own, every, tokens in zip(paid, done, tools, known, watched.written, strict=True):
-            read = self._read(completion, every | {tool.name: tool for tool in own})
-            mean = None if completion.logprob is None else completion.logprob / max(1, tokens)
-            answered.append(replace(trace.answered(completion.text, read), logprob=mean))
+        for place, (trace, completion, own) in enumerate(zip(traces, done, tools, strict=True)):
+            last = retried.get(place, completion)  # `completion` has the price of both tries
+            read = self._read(completion, known[place] | {tool.name: tool for tool in own})
+            paid = trace.paid(completion, self._dollars(completion), 1 + (place in retried))
+            answered.append(replace(paid.answered(completion.text, read), logprob=mean_logprob(last)))
         return answered
 
     def score(
         self, traces: Sequence[Trace], prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]
-    ) -> tuple[list[Trace], list[list[tuple[float, int]]]]:
-        """(sum of natural-log probabilities, tokens) of each prompt's continuations, in one batch of the engine.
+    ) -> tuple[list[Trace], list[list[float]]]:
+        """Natural-log probabilities of each prompt's continuations, all in one batch of the engine.
 
         Gives the traces with the cost added, and one list per trace, in order. Raises UserError where the engine
         cannot score.
@@ -241,7 +258,7 @@ class Bench:
                 trace = trace.paid(kept, self._dollars(kept))
             self.advance(1)
             paid.append(trace)
-            found.append([(one.logprob, one.tokens) for one in own])
+            found.append([one.logprob for one in own])
         return paid, found
 
     def tools_of(self, trace: Trace) -> Sequence[Tool]:
@@ -258,13 +275,7 @@ class Bench:
         verdict = self.task.verify(trace.request, trace.calls)
         if verdict.outcome == "fail":
             return verdict.reason or "the call is not valid"
-        return next((f"{result.call.tool}: {result.error}" for result in trace.results if result.error), "")
-
-    def _paid(
-        self, traces: Sequence[Trace], done: Sequence[Completion], calls: Sequence[int] | None = None
-    ) -> list[Trace]:
-        counts = calls or [1] * len(done)
-        return [t.paid(c, self._dollars(c), count) for t, c, count in zip(traces, done, counts, strict=True)]
+        return trace.failure
 
     def _dollars(self, done: Completion) -> float:
         return self.engine.price.dollars(done.tokens_in, done.tokens_out, done.tokens_cached, done.seconds)
@@ -279,41 +290,9 @@ class Bench:
             return None
 
 
-class _Watched:
-    """An engine that counts the calls for each prompt of the first batch, and the tokens that its last one wrote."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.name, self.price = engine.name, engine.price
-        self.calls: list[int] = []
-        self.written: list[int] = []
-        self._prompts: list[Prompt] = []
-
-    def complete(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        grammar: Sequence[Grammar | None] | None = None,
-        done: Done | None = None,
-    ) -> list[Completion]:
-        if not self._prompts:
-            self._prompts = list(prompts)
-            self.calls, self.written = [0] * len(prompts), [0] * len(prompts)
-        completions = self.engine.complete(prompts, sampling, grammar, done)
-        place = 0
-        for prompt, completion in zip(prompts, completions, strict=True):  # in the order of the first batch
-            while self._prompts[place] is not prompt:
-                place += 1
-            self.calls[place] += 1
-            self.written[place] = completion.tokens_out
-            place += 1
-        return completions
-
-    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[Any]:
-        return self.engine.score(prompts, continuations, top)
-
-    def close(self) -> None:
-        """Left to the owner of the engine."""
+def mean_logprob(completion: Completion) -> float | None:
+    """Mean natural-log probability of the written tokens, where the engine knows it."""
+    return None if completion.logprob is None else completion.logprob / max(1, completion.tokens_out)
 
 
 def _tools_in(example: Example) -> set[str]:

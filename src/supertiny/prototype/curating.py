@@ -4,36 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from supertiny.core.ledger import Bill
-from supertiny.core.methods import build, cards
+from supertiny.core.errors import UserError
+from supertiny.core.methods import build
 from supertiny.core.protocols import Curator, Engine
 from supertiny.core.records import Example
 from supertiny.core.run import Run
+from supertiny.core.task import Task
 from supertiny.prototype.bench import Shelf
 from supertiny.prototype.curators._bench import CuratorBench
 from supertiny.prototype.curators._reasons import reasons_heard
-from supertiny.prototype.curators._scores import Scores
+from supertiny.prototype.curators.scrub import Scrub
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.teacher import pipeline_of
 
-_PURPOSE = "curator"
-
-
-@dataclass(frozen=True)
-class Named:
-    """A recipe's curator, ready to work; `name` tells apart those that are there several times."""
-
-    name: str
-    method: str
-    curator: Curator
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Words of what it is handed beside the rows."""
-        return tuple(getattr(self.curator, "needs", ()))
+Curators = Mapping[str, Curator]
+"""The recipe's curators, in order, by name."""
 
 
 @dataclass(frozen=True)
@@ -41,95 +29,108 @@ class Curated:
     """What the curators left."""
 
     kept: list[Example]
-    rejected: list[Mapping[str, Any]]
-    """Rows that were left out, each with `rejected`: by whom and why."""
+    rejected: list[Example]
+    """Rows that were left out; `rejected` in their provenance says by whom and why."""
     counts: list[Mapping[str, Any]]
     """Per curator: rows before and after, dropped, made, changed, and what its model calls took."""
 
 
-def curators_of(settings: Settings) -> list[Named]:
-    """The recipe's curators, in order."""
-    built: list[Named] = []
+def curators_of(settings: Settings) -> Curators:
+    """The recipe's curators; a number tells apart those that are there several times.
+
+    Raises UserError where one asks the teacher when personal data is gone from the rows: what the teacher is shown and
+    may repeat still has it.
+    """
+    built: dict[str, Curator] = {}
     for number, block in enumerate(settings.curators):
-        method = block if isinstance(block, str) else str(block["method"])
-        before = sum(one.method == method for one in built)
-        curator = build("curators", block, f"prototype.curators.{number}")
-        built.append(Named(f"{method} {before + 1}" if before else method, method, curator))
+        method, place = block if isinstance(block, str) else str(block["method"]), f"prototype.curators.{number}"
+        before = sum(name.split(" ")[0] == method for name in built)
+        curator = build("curators", block, place)
+        if asks_teacher(curator) and any(isinstance(one, Scrub) for one in built.values()):
+            raise UserError(f"{place}: {method} asks the teacher, and stands behind scrub", "put scrub behind it")
+        built[f"{method} {before + 1}" if before else method] = curator
     return built
 
 
+def asks_teacher(curator: Curator) -> bool:
+    return "live_teacher" in getattr(curator, "needs", ())
+
+
+def teacher_calls(curators: Curators, rows: Sequence[Example], calls_per_request: float) -> float:
+    """Model calls that curators are expected to ask of the teacher, were they given these rows."""
+    return sum(
+        curator.model_calls(rows, calls_per_request)  # type: ignore[attr-defined]
+        for curator in curators.values()
+        if asks_teacher(curator)
+    )
+
+
+def stored(curators: Curators, rows: Sequence[Example], task: Task, seed: int) -> list[Example]:
+    """The rows as they may lie in files: with stand-ins for personal data where the recipe scrubs."""
+    for curator in curators.values():
+        if isinstance(curator, Scrub):
+            rows = curator.scrubbed(rows, task, seed)
+    return list(rows)
+
+
 def curate(
-    curators: Sequence[Named], settings: Settings, run: Run, rows: Sequence[Example], engine: Engine, shelf: Shelf
+    curators: Curators, settings: Settings, run: Run, rows: Sequence[Example], engine: Engine, shelf: Shelf
 ) -> Curated:
-    """Unreadable answers are left out before the first curator that cannot mend them; nobody learns from them."""
+    """Unreadable answers are left out before the first curator that cannot mend them; nobody learns from them.
+
+    The shelf keeps the models that curators open.
+    """
     curated = Curated(list(rows), [], [])
-    with ExitStack() as opened:
-        scores = Scores(wrap=lambda own: run.ledger.wrap(own, "scores for curators"), note=run.progress.note)
-        opened.callback(scores.close)
-        readable = False
-        for named in curators:
-            if not readable and not getattr(named.curator, "mends", False):
-                readable = _leave_out_unreadable(curated)
-            _lead(named, curated, settings, run, engine, shelf, scores)
-        if not readable:
+    for name, curator in curators.items():
+        if not getattr(curator, "mends", False):
             _leave_out_unreadable(curated)
-    return curated
+        _lead(name, curator, curated, settings, run, engine, shelf)
+    _leave_out_unreadable(curated)
+    return replace(curated, rejected=stored(curators, curated.rejected, run.task, run.seed))
 
 
 def _lead(
-    named: Named, curated: Curated, settings: Settings, run: Run, engine: Engine, shelf: Shelf, scores: Scores
+    name: str, curator: Curator, curated: Curated, settings: Settings, run: Run, engine: Engine, shelf: Shelf
 ) -> None:
-    before = list(curated.kept)
-    purpose = f"{_PURPOSE} {named.name}"
+    before, purpose = list(curated.kept), f"curator {name}"
     with reasons_heard() as reasons, ExitStack() as shown:
         more: dict[str, Any] = {}
-        if named.needs:
+        if getattr(curator, "needs", ()):
             pipeline = pipeline_of(settings, run, engine, purpose, shelf=shelf)
-            if "live_teacher" in named.needs:
-                calls = getattr(named.curator, "model_calls", lambda *_: 0.0)(before, pipeline.calls_per_request)
-                tick = shown.enter_context(run.progress.task(named.name, calls, "calls"))
+            if asks_teacher(curator):
+                calls = teacher_calls({name: curator}, before, pipeline.calls_per_request)
+                run.progress.note(f"  {name} asks the teacher about {calls:.0f} times")
+                tick = shown.enter_context(run.progress.task(name, calls, "calls"))
                 pipeline.bench = replace(pipeline.bench, advance=tick)
-            more["bench"] = CuratorBench(pipeline.bench, pipeline.answer, scores, run.folder)
-        after = named.curator.curate(before, run.task, run.seed, **more)
+            more["bench"] = CuratorBench(pipeline.bench, pipeline.answer, run.folder)
+        after = curator.curate(before, run.task, run.seed, **more)
     ids, old = {row.request.id for row in after}, {row.request.id: row for row in before}
     dropped = [row for row in before if row.request.id not in ids]
-    summary = _summary(named.method)
     for row in dropped:
-        _reject(curated, row, named.name, reasons.get(row.request.id, summary))
+        _reject(curated, row, name, reasons.get(row.request.id, ""))
     made = sum(row.request.id not in old for row in after)
     changed = sum(row.request.id in old and row != old[row.request.id] for row in after)
     counts = {"before": len(before), "after": len(after), "dropped": len(dropped), "made": made, "changed": changed}
-    curated.counts.append({"curator": named.name, **counts, **_spent(run.ledger.bills(purpose), purpose)})
+    curated.counts.append({"curator": name, **counts, **_spent(run, purpose)})
     curated.kept[:] = after
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if what in ("made", "changed") and count)
-    run.progress.note(f"  {named.name}: {len(before)} -> {len(after)} rows" + (f" ({told})" if told else ""))
+    run.progress.note(f"  {name}: {len(before)} -> {len(after)} rows" + (f" ({told})" if told else ""))
 
 
-def _leave_out_unreadable(curated: Curated) -> bool:
-    kept = []
-    for row in curated.kept:
-        if row.answer is not None and row.answer.readable:
-            kept.append(row)
-        else:
+def _leave_out_unreadable(curated: Curated) -> None:
+    rows = list(curated.kept)
+    curated.kept[:] = [row for row in rows if row.answer is not None and row.answer.readable]
+    for row in rows:
+        if row.answer is None or not row.answer.readable:
             _reject(curated, row, "pipeline", "unreadable answer")
-    curated.kept[:] = kept
-    return True
 
 
 def _reject(curated: Curated, row: Example, by: str, reason: str) -> None:
-    curated.rejected.append({**row.to_json(), "rejected": {"by": by, "reason": reason}})
+    provenance = {**row.provenance, "rejected": {"by": by, "reason": reason}}
+    curated.rejected.append(replace(row, provenance=provenance))
 
 
-def _summary(method: str) -> str:
-    """What the method says of itself, where it gave no reason."""
-    known = cards("curators")
-    return known[method].summary if method in known else ""
-
-
-def _spent(bills: Sequence[Bill], purpose: str) -> dict[str, Any]:
+def _spent(run: Run, purpose: str) -> dict[str, Any]:
     """The bill of a curator's own model calls; nothing where it made none."""
-    own = next((bill for bill in bills if bill.purpose == purpose), None)
-    if own is None:
-        return {}
-    spent = {"calls": own.calls, "dollars": own.dollars, "seconds": own.seconds}
-    return {**spent, "tokens_in": own.tokens_in, "tokens_out": own.tokens_out}
+    own = next((asdict(bill) for bill in run.ledger.bills(purpose) if bill.purpose == purpose), {})
+    return {name: value for name, value in own.items() if name != "purpose"}

@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.errors import UserError, gathered
 from supertiny.core.files import read_json
 from supertiny.core.methods import Own, build
 from supertiny.core.models import catalogue, status, store
 from supertiny.core.records import Example, Tool, said
-from supertiny.core.task import Task
+from supertiny.core.task import GUIDELINES, Task
+from supertiny.core.task_rows import SPLITS
 from supertiny.engines._gguf_file import read_header
 from supertiny.prototype.prompting import function_list
 from supertiny.prototype.settings import Settings
@@ -36,98 +37,92 @@ _BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and J
 _TURN_TOKENS, _RULES_TOKENS = 5, 100
 _ALWAYS_READ = 1024  # tokens that every model reads, so that most recipes need no look at the model's file
 _SHOWN = 5  # rows that are told one by one
-_SPLITS = ("labelled", "unlabelled", "valid", "test")
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """A method of a recipe, and the engine that it works with."""
+class _Engine:
+    """An engine of a recipe, and where it is named."""
 
     place: str
     name: str
-    method: Any
-    engine: Any
-    engine_name: str
-    owns: bool = False
-    """Whether the engine is the method's own."""
+    settings: Any
 
 
 def mistakes(settings: Settings, task: Task, own: Own | None = None, asks: bool = True) -> list[UserError]:
-    """Every step and curator that asks for what is not there, rows that no model can read, engines that cannot open.
+    """Engines that cannot open, steps and curators that ask for what is not there, rows that no model can read.
 
     `own` are steps that the task brings along. `asks` is False where all calls are made already, so that neither key
     nor price is needed.
     """
-    name, engine = _built(settings.engine, "prototype.engine")
-    found = _unopened("prototype.engine", engine) if asks else []
-    for asking in _askings(settings, _Asking("prototype", "", settings, engine, name), own):
-        found += _unserved(asking, task)
-        if asks and asking.owns:
-            found += _unopened(f"{asking.place}.engine", asking.engine)
-    found = list({str(error): error for error in found}.values())  # steps of a cascade are asked for with both engines
-    return found + _too_long(settings, task, engine, own)
+    teacher = _engine("prototype.engine", settings.engine)
+    engines = {teacher.place: teacher}
+    found: list[UserError] = []
+    steps = []
+    for place, method, working in _methods(settings, "prototype", (teacher,), own):
+        found += _unserved(place, method, working, task)
+        engines |= {engine.place: engine for engine in working}
+        steps += [method] if place.startswith("prototype.steps.") else []
+        if getattr(method, "embedder", None) is not None:
+            engines[f"{place}.embedder"] = _Engine(f"{place}.embedder", "embedder", method.embedder)
+    unopened = [error for engine in engines.values() for error in _unopened(engine)] if asks else []
+    return [*unopened, *found, *_too_long(steps, task, teacher.settings)]
 
 
-def _askings(settings: Any, above: _Asking, own: Own | None, inside: str = "") -> Iterator[_Asking]:
-    """All steps and curators, also those within others; one with an engine of its own works with that."""
+def _methods(
+    settings: Any, place: str, engines: tuple[_Engine, ...], own: Own | None
+) -> Iterator[tuple[str, Any, tuple[_Engine, ...]]]:
+    """(place, method, engines that it works with) of all steps and curators, those within others too.
+
+    One with an engine of its own works with that; the steps within it run with both.
+    """
     for field in fields(settings):
         family, value = field.metadata.get("family"), getattr(settings, field.name)
         if family not in ("steps", "curators") or value is None:
             continue
-        blocks = value if isinstance(value, list | tuple) else [value]
-        for number, block in enumerate(blocks):
-            place = f"{inside or above.place}.{field.name}" + (f".{number}" if blocks is value else "")
-            method = build(family, block, place, own)
-            asking = _Asking(place, _name(block), method, above.engine, above.engine_name)
-            named = next((f.name for f in fields(method) if f.metadata.get("family") == "engines"), "engine")
-            own_engine = getattr(method, named, None)
-            if isinstance(own_engine, str | Mapping) and own_engine:
-                name, engine = _built(own_engine, f"{place}.{named}")
-                asking = _Asking(place, asking.name, method, engine, name, owns=True)
-            yield asking
-            yield from _askings(method, asking, own)
-            if asking.owns:  # the steps within run with the engine above, too
-                yield from _askings(method, above, own, place)
+        for number, block in enumerate(value):
+            spot = f"{place}.{field.name}.{number}"
+            method = build(family, block, spot, own)
+            given = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("family") == "engines"}
+            brought = tuple(_engine(f"{spot}.{name}", engine) for name, engine in given.items() if engine)
+            yield spot, method, brought or engines
+            yield from _methods(method, spot, (*brought, *engines), own)
 
 
-def _unserved(asking: _Asking, task: Task) -> list[UserError]:
-    """Words of `needs` that neither the engine nor the task has, and a judge that is told nothing."""
+def _unserved(place: str, method: Any, engines: Sequence[_Engine], task: Task) -> list[UserError]:
+    """Words of `needs` that neither the engines nor the task have, and a judge that is told nothing."""
+    name = type(method).__module__.rpartition(".")[2]
     found = []
-    serves = getattr(asking.engine, "serves", None)
-    for need in getattr(asking.method, "needs", ()):
-        if need in _OF_ENGINES and serves is not None and need not in serves:
-            what, hint = _OF_ENGINES[need]
-            problem = f"{asking.place}: {asking.name} needs {what} ({need}), which {asking.engine_name} does not give"
-            found.append(UserError(problem, hint))
+    for need in getattr(method, "needs", ()):
+        for engine in engines if need in _OF_ENGINES else ():
+            if need not in engine.settings.serves:
+                what, hint = _OF_ENGINES[need]
+                problem = f"{place}: {name} needs {what} ({need}), which {engine.name} does not give"
+                found.append(UserError(problem, hint))
         if need == "execute" and task.execute is None:
-            problem = f"{asking.place}: {asking.name} needs execute(request_text, call), which the task does not have"
+            problem = f"{place}: {name} needs execute(request_text, call), which the task does not have"
             found.append(UserError(problem, f"write it into {task.folder / 'hooks.py'}, or leave the step out"))
-    told = getattr(asking.method, "guidelines", None)
-    if isinstance(told, str) and not told.strip() and not (task.folder / "guidelines.md").is_file():
-        problem = f"{asking.place}: {asking.name} has no guidelines to judge by"
-        found.append(UserError(problem, f"write them into {task.folder / 'guidelines.md'}, or into `guidelines`"))
+    told = getattr(method, "guidelines", None)
+    if isinstance(told, str) and not told.strip() and not (task.folder / GUIDELINES).is_file():
+        hint = f"write them into {task.folder / GUIDELINES}, or into `guidelines`"
+        found.append(UserError(f"{place}: {name} has no guidelines to judge by", hint))
     return found
 
 
-def _unopened(place: str, engine: Any) -> list[UserError]:
+def _unopened(engine: _Engine) -> list[UserError]:
     """What keeps a client of a server from opening: its address, key or price. Nothing is sent."""
-    if not hasattr(engine, "base_url"):
+    if not hasattr(engine.settings, "base_url"):
         return []
-    try:
-        engine.open().close()
-    except UserErrors as several:
-        return [UserError(f"{place}: {error.problem}", error.hint) for error in several.errors]
-    except UserError as error:
-        return [UserError(f"{place}: {error.problem}", error.hint)]
-    return []
+    errors: list[UserError] = []
+    with gathered(errors):
+        engine.settings.open().close()
+    return [UserError(f"{engine.place}: {error.problem}", error.hint) for error in errors]
 
 
-def _too_long(settings: Settings, task: Task, engine: Any, own: Own | None) -> list[UserError]:
-    """Rows whose prompt, functions included, is longer than what the model reads; by an estimate of their tokens."""
-    steps = [build("steps", block, "prototype.steps", own) for block in settings.steps]
+def _too_long(steps: Sequence[Any], task: Task, engine: Any) -> list[UserError]:
+    """Prompts, functions included, that are longer than what the model reads; by an estimate of their tokens."""
     written = _largest(steps, "max_tokens")
     listed = _function_tokens(task.tools) + _tokens(task.description) + _RULES_TOKENS
-    placed = [(split, row) for split in _SPLITS for row in getattr(task, split)]
+    placed = [(split, row) for split in SPLITS for row in getattr(task, split)]
     needed = [
         _row_tokens(row) + written + (_function_tokens(row.request.tools) if row.request.tools else listed)
         for _, row in placed
@@ -139,10 +134,11 @@ def _too_long(settings: Settings, task: Task, engine: Any, own: Own | None) -> l
     reads = context_tokens(engine)
     if reads is None:
         return []
-    hint = f"the model reads {reads} tokens; take a model with a longer context, or fewer or shorter functions"
-    if listed + written > reads and any(not row.request.tools for _, row in placed):
-        return [UserError(f"{task.folder / 'tools.json'}: its functions alone take about {listed} tokens", hint)]
-    hint = f"the model reads {reads} tokens; shorten the row or take it out, or take a model with a longer context"
+    hint = f"the model reads {reads} tokens; take one with a longer context, or say less"
+    usual = round(sum(needed) / len(needed)) + shown
+    if usual > reads:
+        problem = f"prototype: a usual prompt takes about {usual} tokens with its functions and {shown} of examples"
+        return [UserError(problem, hint)]
     long = [(split, row, tokens) for (split, row), tokens in zip(placed, needed, strict=True) if tokens > reads]
     found = [
         UserError(f"{split}: the row {row.request.id!r} takes about {tokens} tokens with its functions", hint)
@@ -150,9 +146,6 @@ def _too_long(settings: Settings, task: Task, engine: Any, own: Own | None) -> l
     ]
     if len(long) > _SHOWN:
         found.append(UserError(f"and {len(long) - _SHOWN} more rows are longer than what the model reads"))
-    if not long and shown and sum(needed) / len(needed) + shown > reads:
-        problem = f"prototype.steps: a prompt with its examples takes about {max(needed) + shown} tokens"
-        found.append(UserError(problem, f"the model reads {reads} tokens; show fewer examples"))
     return found
 
 
@@ -184,12 +177,9 @@ def _model_file(model: str) -> Path | None:
     return Path(model) if model and Path(model).exists() else None
 
 
-def _built(block: Any, place: str) -> tuple[str, Any]:
-    return _name(block), build("engines", block, place)
-
-
-def _name(block: Any) -> str:
-    return str(block["method"]) if isinstance(block, Mapping) else str(block)
+def _engine(place: str, block: Any) -> _Engine:
+    name = str(block["method"]) if isinstance(block, Mapping) else str(block)
+    return _Engine(place, name, build("engines", block, place))
 
 
 def _tokens(text: str) -> int:

@@ -2,7 +2,8 @@
 
 Prompts are those that the steps would send for a sample of the rows. Their tokens are counted by the model's own
 tokenizer where its file is on this machine. What the run's ledger holds of earlier calls corrects the rest: tokens of
-prompts and answers, calls of a request, seconds.
+prompts and answers, calls of a request, seconds. What is paid once for all requests (measuring a judge, vectors
+of the labelled rows) is not in it, nor is what curators ask that score texts or mend answers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from supertiny.core.records import Example, Price, Prompt
 from supertiny.core.run import Run
 from supertiny.core.task import STEPS, Task
 from supertiny.engines._gguf_tokens import token_counter
-from supertiny.prototype.bench import Bench
+from supertiny.prototype.curating import curators_of, teacher_calls
 from supertiny.prototype.demands import _model_file
-from supertiny.prototype.rehearsal import Count, Rehearsal, StepCalls, name_of, prompt_tokens, rehearse
+from supertiny.prototype.rehearsal import Count, StepCalls, name_of, price_of_engine, prompt_tokens, rehearse
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.steps.plain import Plain
 
@@ -50,6 +52,7 @@ class Estimate:
     """By earlier calls of this run; unknown before the first."""
     tokens_cached: float = 0.0
     """That a server is expected to bill as cached; by earlier calls of this run."""
+    dollars: float = 0.0
 
     @property
     def minutes(self) -> float:
@@ -57,10 +60,6 @@ class Estimate:
         if self.seconds is not None:
             return self.seconds / 60
         return (self.tokens_fresh / _READ_PER_SECOND + self.tokens_out / _WRITTEN_PER_SECOND) / 60
-
-    def dollars(self, price: Price) -> float:
-        tokens = round(self.tokens_in), round(self.tokens_out), round(self.tokens_cached)
-        return price.dollars(*tokens, self.minutes * 60)
 
     def __add__(self, other: Estimate) -> Estimate:
         known = self.seconds is not None or other.seconds is not None
@@ -72,6 +71,7 @@ class Estimate:
             self.tokens_out + other.tokens_out,
             60 * (self.minutes + other.minutes) if known else None,
             self.tokens_cached + other.tokens_cached,
+            self.dollars + other.dollars,
         )
 
 
@@ -102,12 +102,14 @@ def estimates(
 ) -> list[Estimate]:
     """One estimate per part: plain prompt and pipeline on valid, the pipeline on the pool, and the report's share.
 
+    Curators that say how often they will ask the teacher are a part too; their calls are taken to be the pipeline's.
+
     `on_test`: requests of test that the report puts to "plain_prompt" and to "pipeline"; test itself is not opened,
     its rows are taken to be as long as those of valid. `count` counts a text's tokens in place of the model's own
     tokenizer.
     """
     on_test = on_test or {}
-    count = count or _counter(settings.engine)
+    count = cache(count or _counter(settings.engine))  # prompts share their first message
     valid, pool = task.valid[: settings.valid_rows], task.unlabelled[: settings.pool_rows]
     plain_rows = valid[: settings.plain_rows]
     form = build("formats", settings.format, "prototype.format")
@@ -115,35 +117,57 @@ def estimates(
     own = own_methods("steps", task.folder / STEPS)
     steps = [build("steps", block, f"prototype.steps.{n}", own) for n, block in enumerate(settings.steps)]
     told = replace(task, description=settings.wording) if settings.wording else task
-    bench = Bench(Rehearsal(count, form, {}), told, form, NearestExamples(task.labelled), 0)
-    alone = Bench(Rehearsal(count, plain_form, {}), task, plain_form, NearestExamples(()), 0)
-    on_valid, on_pool = (rehearse(_spread(rows), steps, bench, count) for rows in (valid, pool))
-    plain = rehearse(_spread(plain_rows), [Plain()], alone, count)
+    nearest, price = NearestExamples(task.labelled), price_of_engine(settings.engine)
+    on_valid, on_pool = (rehearse(_spread(rows), steps, told, form, nearest, count) for rows in (valid, pool))
+    plain = rehearse(_spread(plain_rows), [Plain()], task, plain_form, NearestExamples(()), count)
     led = _earlier(ledger, "pipeline", settings, task, count) if ledger else None
     led = led and led.of_same_steps(on_valid[1] | on_pool[1])
     simple = _earlier(ledger, "plain", settings, task, count) if ledger else None
-    return [
-        _part("plain prompt on valid", plain[0], len(plain_rows), simple),
-        _part("pipeline on valid", on_valid[0], len(valid), led),
-        _part("labelling the pool", on_pool[0], len(pool), led),
-        _part("pipeline on test", on_valid[0], on_test.get("pipeline", 0), led),
-        _part("plain prompt on test", plain[0], on_test.get("plain_prompt", 0), simple),
+    asked = on_pool[0] or on_valid[0]
+    each = sum(step.calls for step in asked)
+    more = teacher_calls(curators_of(settings), [*task.labelled, *pool], each) / each if each else 0.0
+    parts = [
+        _part("plain prompt on valid", plain[0], len(plain_rows), simple, price),
+        _part("pipeline on valid", on_valid[0], len(valid), led, price),
+        _part("labelling the pool", on_pool[0], len(pool), led, price),
+        _part("pipeline on test", on_valid[0], on_test.get("pipeline", 0), led, price),
+        _part("plain prompt on test", plain[0], on_test.get("plain_prompt", 0), simple, price),
     ]
+    return [*parts, _part("curators", asked, more, led, price)] if more else parts
 
 
-def _part(part: str, asked: Sequence[StepCalls], number: int, earlier: _Earlier | None) -> Estimate:
-    """Estimate of `number` requests of which each asks what `asked` says, corrected by what earlier ones did."""
-    calls = sum(step.calls for step in asked)
-    tokens_in = sum(step.calls * step.tokens_in for step in asked)
-    tokens_out = sum(step.calls * step.tokens_out for step in asked)
+def _part(part: str, asked: Sequence[StepCalls], number: float, earlier: _Earlier | None, price: Price) -> Estimate:
+    """Estimate of `number` requests of which each asks what `asked` says, corrected by what earlier ones did.
+
+    `price` is that of the pipeline's own engine; the others' calls stay as they were rehearsed.
+    """
+    own = [step for step in asked if step.price is None]
+    calls, tokens_in, tokens_out = _of_one_request(own)
     seconds, cached = None, 0.0
     if earlier is not None:
         more = earlier.calls_per_request / calls if calls and earlier.calls_per_request else 1.0
         calls, tokens_in = calls * more, tokens_in * more * earlier.read_ratio
         tokens_out, seconds = calls * earlier.tokens_out, number * calls * earlier.seconds
         cached = number * tokens_in * earlier.cached_share
-    fresh = number * _fresh(asked)
-    return Estimate(part, number * calls, number * tokens_in, fresh, number * tokens_out, seconds, cached)
+    fresh = number * _fresh(own)
+    whole = Estimate(part, number * calls, number * tokens_in, fresh, number * tokens_out, seconds, cached)
+    tokens = round(whole.tokens_in), round(whole.tokens_out), round(cached)
+    whole = replace(whole, dollars=price.dollars(*tokens, whole.minutes * 60))
+    for step in asked:
+        if step.price is not None:
+            calls, tokens_in, tokens_out = (number * each for each in _of_one_request([step]))
+            spent = step.price.dollars(round(tokens_in), round(tokens_out))
+            whole += Estimate(part, calls, tokens_in, number * step.calls * step.fresh, tokens_out, dollars=spent)
+    return whole
+
+
+def _of_one_request(asked: Sequence[StepCalls]) -> tuple[float, float, float]:
+    """Calls, tokens in and tokens out."""
+    return (
+        sum(step.calls for step in asked),
+        sum(step.calls * step.tokens_in for step in asked),
+        sum(step.calls * step.tokens_out for step in asked),
+    )
 
 
 def _fresh(asked: Sequence[StepCalls]) -> float:
@@ -171,7 +195,9 @@ def _counter(engine: Any) -> Count:
 
 def _earlier(ledger: Ledger, kind: str, settings: Settings, task: Task, count: Count) -> _Earlier | None:
     """What the ledger knows of this kind of call of this model; None where it knows too little."""
-    model = Path(str(getattr(build("engines", settings.engine, "prototype.engine"), "model", ""))).name
+    engine = build("engines", settings.engine, "prototype.engine")
+    model = str(getattr(engine, "model", ""))
+    model = f":{model}:" if hasattr(engine, "base_url") else Path(model).name  # as engines name themselves
     found = ledger.ask(
         "SELECT prompt, tokens_in, tokens_out, tokens_cached, seconds FROM calls"
         " WHERE substr(purpose, 1, length(?)) = ? AND instr(engine, ?) > 0 AND tokens_out > 0 ORDER BY rowid DESC",
@@ -215,15 +241,22 @@ def estimate(
     finally:
         if ledger is not None:
             ledger.close()
-    price = _price(settings.engine)
     progress.note("nothing was spent; model calls that the run's ledger already holds are not paid again")
     for row in [*rows, replace(_sum(rows), part="in all")]:
         where = "as measured" if row.seconds is not None else "on two cores"
         progress.note(
             f"  {row.part:<24} {row.calls:7.0f} calls {row.tokens_in / 1000:9.0f} k tokens in "
             f"({row.tokens_fresh / 1000:.0f} k fresh) "
-            f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min {where}  ${row.dollars(price):.4f}"
+            f"{row.tokens_out / 1000:7.1f} k out {row.minutes:6.1f} min {where}  ${row.dollars:.4f}"
         )
+    unknown = [
+        name
+        for name, curator in curators_of(settings).items()
+        if {"live_teacher", "token_scores"} & set(getattr(curator, "needs", ()))
+        and not teacher_calls({name: curator}, task.labelled, 1.0)
+    ]
+    if unknown:
+        progress.note(f"  not in it: what the curators {', '.join(unknown)} ask a model")
 
 
 def say_corrected(settings: Settings, run: Run) -> None:
@@ -235,7 +268,7 @@ def say_corrected(settings: Settings, run: Run) -> None:
     run.progress.note(
         f"  by {calls} calls so far the stage takes about {whole.calls:.0f} calls, "
         f"{(whole.tokens_in + whole.tokens_out) / 1000:.0f} k tokens, {whole.minutes:.1f} min, "
-        f"${whole.dollars(_price(settings.engine)):.4f}; ${dollars:.4f} of it is spent"
+        f"${whole.dollars:.4f}; ${dollars:.4f} of it is spent"
     )
 
 
@@ -244,12 +277,3 @@ def _sum(rows: Sequence[Estimate]) -> Estimate:
     for row in others:
         first = first + row
     return first
-
-
-def _price(engine: Any) -> Price:
-    """The price of an engine that is not opened; of a machine of ours by the hour."""
-    settings = build("engines", engine, "prototype.engine")
-    if not hasattr(settings, "base_url"):
-        return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
-    priced: Price | None = settings.price()
-    return priced or Price()

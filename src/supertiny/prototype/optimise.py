@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from supertiny.core.records import Example
 from supertiny.core.run import Run
 from supertiny.core.task import STEPS
 from supertiny.prototype.demands import mistakes
-from supertiny.prototype.search.examiner import PURPOSE, Examiner, without_test
+from supertiny.prototype.search.examiner import PURPOSE, Examiner
 from supertiny.prototype.search.halving import Course, halve, round_rows
 from supertiny.prototype.search.outcome import told
 from supertiny.prototype.search.settings import Settings as Search
@@ -36,11 +36,11 @@ def optimise(settings: Settings, search: Search, run: Run) -> dict[str, Any]:
     Run again it asks what it has not asked yet. Where the budget is reached it says what it has until then. Raises
     UserError where valid has too few rows.
     """
-    run = without_test(run)
+    run = replace(run, task=replace(run.task, test=()))
     rows, halving_rows = _rows(run.task.valid, search, run.seed)
-    before = spending(run.ledger)
+    before = _spending(run.ledger)
     kept_budget = run.ledger.budget
-    run.ledger.budget = within(settings.budget, search.budget, run.ledger)
+    run.ledger.budget = _within(settings.budget, search.budget, run.ledger)
     examiner = Examiner(settings, run, rows, open_engine)
     try:
         tried, course = _searched(examiner, search, halving_rows)
@@ -48,15 +48,15 @@ def optimise(settings: Settings, search: Search, run: Run) -> dict[str, Any]:
     finally:
         run.ledger.budget = kept_budget
         examiner.close()
-    after = spending(run.ledger)
+    after = _spending(run.ledger)
     head = {
         "task": run.task.name,
         "seed": run.seed,
         "rows": {"valid": len(run.task.valid), "halving": halving_rows, "fresh": len(rows) - halving_rows},
         "requests": sum(one.n for one in examiner.results.values()),
         "grid_requests": len(tried) * halving_rows,
-        "spent": after.less(before).shown(),
-        "spent_in_all": after.shown(),
+        "spent": {name: amount - before[name] for name, amount in after.items()},
+        "spent_in_all": after,
         "why_none": _why_none(outcome, course, search),
     }
     write_json(run.folder / RESULT, {**head, **outcome})
@@ -66,14 +66,13 @@ def optimise(settings: Settings, search: Search, run: Run) -> dict[str, Any]:
 def _searched(examiner: Examiner, search: Search, rows: int) -> tuple[list[Candidate], Course]:
     settings, run = examiner.settings, examiner.run
     own = own_methods("steps", run.task.folder / STEPS)
-    _check(candidates(search, settings, (), own), examiner, own)
+    _check(candidates(search, settings, [settings.wording], own), examiner, own)
+    wordings = None
     if search.selector is not None:
         try:
-            wordings: Sequence[str] | None = kept_wordings(examiner, search, run.seed)
+            wordings = kept_wordings(examiner, search, run.seed)
         except BudgetReached as reached:
             return candidates(search, settings, own=own), Course(stopped=reached.problem)
-    else:
-        wordings = None
     tried = candidates(search, settings, wordings, own)
     plan = round_rows(len(tried), rows, search.keep, search.least_rows)
     run.progress.note(
@@ -119,52 +118,28 @@ def _rows(valid: Sequence[Example], search: Search, seed: int) -> tuple[list[Exa
     return drawn, count - fresh if fresh >= LEAST_ROWS and count - fresh >= LEAST_ROWS else count
 
 
-@dataclass(frozen=True)
-class Spending:
-    """Calls, dollars, tokens and seconds of a part of a ledger."""
-
-    calls: int
-    dollars: float
-    tokens: int
-    seconds: float
-
-    def less(self, other: Spending) -> Spending:
-        return Spending(
-            self.calls - other.calls,
-            self.dollars - other.dollars,
-            self.tokens - other.tokens,
-            self.seconds - other.seconds,
-        )
-
-    def shown(self) -> Mapping[str, float]:
-        return {"calls": self.calls, "dollars": self.dollars, "tokens": self.tokens, "minutes": self.seconds / 60}
-
-
-def spending(ledger: Ledger, of_search: bool = True) -> Spending:
-    """What searches have spent, or what all else has."""
+def _spending(ledger: Ledger, of_search: bool = True) -> dict[str, float]:
+    """Calls, dollars, tokens and minutes that searches have spent, or all else has."""
     bills = [b for b in (*ledger.bills(), *ledger.lost()) if b.purpose.startswith(PURPOSE) == of_search]
-    return Spending(
-        sum(b.calls for b in bills),
-        sum(b.dollars for b in bills),
-        sum(b.tokens_in + b.tokens_out for b in bills),
-        sum(b.seconds for b in bills),
-    )
+    return {
+        "calls": sum(b.calls for b in bills),
+        "dollars": sum(b.dollars for b in bills),
+        "tokens": sum(b.tokens_in + b.tokens_out for b in bills),
+        "minutes": sum(b.seconds for b in bills) / 60,
+    }
 
 
-def within(recipe: Budget, search: Budget, ledger: Ledger) -> Budget:
+def _within(recipe: Budget, search: Budget, ledger: Ledger) -> Budget:
     """A budget for the ledger as a whole that keeps the recipe's, and lets searches spend no more than theirs."""
-    others = spending(ledger, of_search=False)
-    limits = (
-        (recipe.dollars, search.dollars, others.dollars),
-        (recipe.tokens, search.tokens, others.tokens),
-        (recipe.minutes, search.minutes, others.seconds / 60),
-    )
-    dollars, tokens, minutes = (_least(whole, None if own is None else own + spent) for whole, own, spent in limits)
-    return Budget(dollars, None if tokens is None else int(tokens), minutes)
+    others = _spending(ledger, of_search=False)
 
+    def least(name: str) -> float | None:
+        whole, own = getattr(recipe, name), getattr(search, name)
+        limits = [limit for limit in (whole, None if own is None else own + others[name]) if limit is not None]
+        return min(limits, default=None)
 
-def _least(*limits: float | None) -> float | None:
-    return min((limit for limit in limits if limit is not None), default=None)
+    tokens = least("tokens")
+    return Budget(least("dollars"), None if tokens is None else int(tokens), least("minutes"))
 
 
 def _why_none(outcome: Mapping[str, Any], course: Course, search: Search) -> str:
@@ -175,10 +150,3 @@ def _why_none(outcome: Mapping[str, Any], course: Course, search: Search) -> str
     limits = {"seconds": search.seconds_at_most, "dollars": search.dollars_at_most}
     shown = " and ".join(f"{limit:g} {name}" for name, limit in limits.items() if limit is not None)
     return f"no pipeline of the last round keeps to {shown} a request"
-
-
-def with_options(search: Search, minutes: float | None, dollars: float | None, rows: int | None) -> Search:
-    """The search with what was said on the command line in place of the recipe's."""
-    budget = search.budget if minutes is None else replace(search.budget, minutes=minutes)
-    budget = budget if dollars is None else replace(budget, dollars=dollars)
-    return replace(search, budget=budget, rows=rows or search.rows)

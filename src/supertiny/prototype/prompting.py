@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from supertiny.core.protocols import Format
-from supertiny.core.records import Answer, Example, Message, Tool
+from supertiny.core.records import Answer, Example, Message, Prompt, Tool
 
 _LONG_LIST = 6  # values from which a list stands once, below the functions
 _JSON_RULES = (
@@ -74,3 +75,9 @@ def few_shot_messages(examples: Sequence[Example], form: Format) -> list[Message
         turns += example.request.messages
         turns.append({"role": "assistant", "content": form.write(example.answer)})
     return turns
+
+
+def going_on(prompt: Prompt, written: str, reply: str) -> Prompt:
+    """The prompt, what the model wrote after it, and what it is told of that."""
+    turns = ({"role": "assistant", "content": written}, {"role": "user", "content": reply})
+    return replace(prompt, messages=(*prompt.messages, *turns))

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from supertiny.core.protocols import Done, Format
+from supertiny.core.methods import build
+from supertiny.core.nearest import NearestExamples
+from supertiny.core.protocols import Done, Engine, Format
 from supertiny.core.records import Answer, Completion, Example, Grammar, Price, Prompt, Sampling, TokenScores
+from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench, Shelf, Trace
 
 Count = Callable[[str], float]
@@ -28,6 +31,8 @@ class StepCalls:
     tokens_in: float
     fresh: float
     tokens_out: float
+    price: Price | None = None
+    """Of an engine that the step brings along; None for the pipeline's own."""
 
 
 def prompt_tokens(prompt: Prompt, count: Count, first: int = 0) -> float:
@@ -42,7 +47,16 @@ def name_of(prompt: Mapping[str, Any]) -> str:
     return json.dumps([list(prompt["messages"]), prompt["text"]], sort_keys=True, ensure_ascii=False)
 
 
-class Rehearsal:
+def price_of_engine(block: Any) -> Price:
+    """The price of an engine that is not opened; of a machine of ours by the hour."""
+    settings = build("engines", block, "prototype.engine")
+    if not hasattr(settings, "base_url"):
+        return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
+    priced: Price | None = settings.price()
+    return priced or Price()
+
+
+class _Rehearsal:
     """Stands where an engine would: answers with the row's own answer, or with that of its nearest labelled row."""
 
     name = "rehearsal"
@@ -85,23 +99,26 @@ class Rehearsal:
             found.append(TokenScores(tokens, none, none.astype(np.float32), scores))
         return found
 
-    def taken(self, requests: int, calls: float, prompts: Sequence[Prompt]) -> StepCalls:
-        """What was asked since the last time, as calls of one step for `requests`.
+    def taken(self, requests: int, calls: float | None = None, price: Price | None = None) -> StepCalls | None:
+        """What was asked since the last time, as calls of one step for `requests`; None where nothing was.
 
-        Of completions, a step makes `calls` for each request whatever the rehearsal had it make; where it made none,
-        their prompts are taken to be `prompts` with an answer and a complaint. Scores count as they were.
+        Completions count `calls` for a request, whatever the rehearsal made, where that is given. Scores count as they
+        were, and in place of completions.
         """
         asked, scored = self._asked, self._scored
         self._asked, self._scored, self.prompts = [], [], []
-        out = mean([self._count(self._form.write(answer)) + 1 for answer in self._answers.values()])
+        if scored:
+            return StepCalls(len(scored) / requests, _mean(scored), _mean(scored), 0.0, price)
         if not asked:
-            more = out + _COMPLAINT_TOKENS + 2 * TURN_TOKENS
-            asked = [(prompt_tokens(prompt, self._count) + more, more, out) for prompt in prompts]
-        completed = StepCalls(calls, *(mean([row[place] for row in asked]) for place in range(3)))
-        if not scored:
-            return completed
-        pairs = len(scored) / max(1, requests)
-        return replace(completed, calls=pairs, tokens_in=mean(scored), fresh=mean(scored), tokens_out=0.0)
+            return None
+        tokens_in, fresh, tokens_out = (_mean(column) for column in zip(*asked, strict=True))
+        return StepCalls(len(asked) / requests if calls is None else calls, tokens_in, fresh, tokens_out, price)
+
+    def handed_back(self, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
+        """Tokens in, fresh ones and tokens out of prompts to which an answer and a complaint are added."""
+        out = _mean([self._count(self._form.write(answer)) + 1 for answer in self._answers.values()])
+        more = out + _COMPLAINT_TOKENS + 2 * TURN_TOKENS
+        return _mean([prompt_tokens(prompt, self._count) for prompt in prompts]) + more, more, out
 
     def close(self) -> None:
         return None
@@ -115,39 +132,60 @@ class Rehearsal:
 
 
 def rehearse(
-    rows: Sequence[Example], steps: Sequence[Any], bench: Bench, count: Count
+    rows: Sequence[Example],
+    steps: Sequence[Any],
+    task: Task,
+    form: Format,
+    nearest: NearestExamples,
+    count: Count,
 ) -> tuple[list[StepCalls], set[str]]:
     """What each step asks for a mean request, and the names of the prompts of the first step that asks.
 
     Nothing is spent or carried out. A step of the user's own that makes calls is not run: its prompts are taken to be
-    like `fill`'s.
+    like `fill`'s. Engines that steps bring along are asked as often as here; what else a step is expected to ask goes
+    to the pipeline's own, in prompts of the same length where it asked none here. With such engines no prompts are
+    named: not every request comes to the pipeline's own.
     """
     if not rows:
         return [], set()
-    engine = Rehearsal(count, bench.form, _answers(rows, bench))
-    bench = replace(bench, engine=engine, shelf=Shelf(lambda block: engine), spends=False)
+    answers = _answers(rows, nearest)
+    engine = _Rehearsal(count, form, answers)
+    brought: list[tuple[Price, _Rehearsal]] = []
+
+    def bring(block: Any) -> Engine:
+        brought.append((price_of_engine(block), _Rehearsal(count, form, answers)))
+        return brought[-1][1]
+
+    bench = Bench(engine, task, form, nearest, 0, shelf=Shelf(bring), spends=False)
     traces = [Trace(row.request) for row in rows]
     found: list[StepCalls] = []
     first: set[str] = set()
     for step in steps:
-        prompts = [bench.prompt(trace) for trace in traces]
+        before = traces
         if step.calls_per_request == 0 or type(step).__module__.startswith(_OURS):
             traces = step.run(traces, bench)
         first = first or set(engine.prompts)
-        found.append(engine.taken(len(rows), step.calls_per_request, prompts))
-    return found, first
+        others = [asked for price, other in brought if (asked := other.taken(len(rows), price=price))]
+        left = max(0.0, step.calls_per_request - sum(asked.calls for asked in others))
+        own = engine.taken(len(rows), left)
+        if own is None and others:
+            own = replace(others[0], calls=left, price=None)
+        if own is None and left:
+            own = StepCalls(left, *engine.handed_back([bench.prompt(trace) for trace in before]))
+        found += [asked for asked in (own, *others) if asked]
+    return found, set() if brought else first
 
 
-def _answers(rows: Sequence[Example], bench: Bench) -> dict[str, Answer]:
+def _answers(rows: Sequence[Example], nearest: NearestExamples) -> dict[str, Answer]:
     """An answer for each row's text: its own, or that of the labelled row that is nearest."""
     own = {row.request.text: row.answer for row in rows if row.answer is not None}
     left = [row.request.text for row in rows if row.answer is None]
-    near = bench.nearest.nearest(left, 1) if left and bench.nearest.examples else []
+    near = nearest.nearest(left, 1) if left and nearest.examples else []
     for text, found in zip(left, near, strict=False):
-        answer = bench.nearest.examples[found[0][0]].answer if found else None
+        answer = nearest.examples[found[0][0]].answer if found else None
         own[text] = answer or Answer()
     return own
 
 
-def mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))

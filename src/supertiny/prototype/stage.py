@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Example, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, wilson_interval
-from supertiny.core.task import Task
 from supertiny.prototype.bench import Shelf, Trace
-from supertiny.prototype.curating import curate, curators_of
+from supertiny.prototype.curating import asks_teacher, curate, curators_of, stored
 from supertiny.prototype.estimate import say_corrected
 from supertiny.prototype.settings import Settings
-from supertiny.prototype.teacher import Pipeline, _answer_of, open_engine, pipeline_of, plain_of
+from supertiny.prototype.teacher import Pipeline, open_engine, pipeline_of, plain_of
 
 
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
@@ -29,36 +28,35 @@ def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     """
     curators = curators_of(settings)
     run.progress.note(f"loading the teacher's model {settings.engine}")
-    shelf = Shelf()
-    with ExitStack() as opened:
+    with closing(Shelf()) as shelf, ExitStack() as opened:
         engine = open_engine(settings)
         opened.callback(engine.close)
-        opened.callback(shelf.close)
         measured, spent = _measure(settings, run, engine, folder, shelf)
         pool, spent_on_pool = _label_pool(settings, run, engine, shelf)
-        write_rows(folder / "pool.jsonl", (example.to_json() for example in pool))
-        if not any("live_teacher" in named.needs for named in curators):
-            opened.close()  # its memory serves the models that curators open
+        write_rows(folder / "pool.jsonl", (row.to_json() for row in stored(curators, pool, run.task, run.seed)))
+        if not any(map(asks_teacher, curators.values())):
+            shelf.close()
+            opened.close()  # their memory serves the models that curators open
         labelled = [replace(row, provenance={**row.provenance, "source": "labelled"}) for row in run.task.labelled]
         curated = curate(curators, settings, run, [*labelled, *pool], engine, shelf)
-    write_rows(folder / "rejected.jsonl", curated.rejected)
+    write_rows(folder / "rejected.jsonl", (row.to_json() for row in curated.rejected))
     if not curated.kept:
         hint = f"see {folder / 'pool.jsonl'} for what there was and {folder / 'rejected.jsonl'} for why it was dropped"
         raise UserError("no example is left after curating", hint)
-    write_rows(folder / "train.jsonl", (example.to_json() for example in curated.kept))
+    write_rows(folder / "train.jsonl", (row.to_json() for row in curated.kept))
     once = {name: asdict(cost) for name, cost in shelf.fixed.items()}
     costs = {"pipeline on valid": spent, "pipeline on the pool": spent_on_pool, "paid once": once}
     summary = {**measured, **_pool_summary(run, pool, curated.kept)}
     return {**summary, "curators": curated.counts, "costs_by_step": costs}
 
 
-def reads(settings: Settings, task: Task, folder: Path) -> dict[str, str]:
+def reads(settings: Settings, folder: Path) -> dict[str, str]:
     """What the stage reads beside task and settings: hashes of what people have decided so far, by curator."""
     found = {}
-    for named in curators_of(settings):
-        decided = getattr(named.curator, "decided", None)
+    for name, curator in curators_of(settings).items():
+        decided = getattr(curator, "decided", None)
         if decided is not None:
-            found[named.name] = decided(task, folder)
+            found[name] = decided(folder)
     return {name: decisions for name, decisions in found.items() if decisions}
 
 
@@ -75,9 +73,9 @@ def _measure(
     with run.progress.task("pipeline on valid", total, "calls") as tick:
         pipeline.bench = replace(pipeline.bench, advance=tick)
         requests = [e.request for e in valid]
-        led = pipeline.answer(requests[: settings.chunk])
+        led = pipeline.answer(requests[: pipeline.chunk])
         say_corrected(settings, run)
-        led += pipeline.answer(requests[settings.chunk :])
+        led += pipeline.answer(requests[pipeline.chunk :])
     rows = []
     for place, (example, answer) in enumerate(zip(valid, led, strict=True)):
         row = {**example.to_json(), "pipeline": [call.to_json() for call in answer.calls], "pipeline_raw": answer.raw}
@@ -114,19 +112,13 @@ def _label_pool(settings: Settings, run: Run, engine: Engine, shelf: Shelf) -> t
         traces = pipeline.trace([example.request for example in pool])
     labelled = []
     for example, trace in zip(pool, traces, strict=True):
-        answer = _answer_of(trace, pipeline.name)
+        answer = trace.as_answer(pipeline.name)
         # Words that nobody could read are no "no call": that would be learned.
-        unread = Verdict("fail", 0.0, "unreadable answer")
-        verdict = run.task.verify(example.request, answer.calls) if answer.readable else unread
-        provenance = {**example.provenance, "source": "pool", "by": "pipeline", **_retries(trace), **_remarks(trace)}
+        problem = trace.failure if answer.readable else "unreadable answer"
+        verdict = Verdict("fail", 0.0, problem) if problem else run.task.verify(example.request, answer.calls)
+        provenance = {**example.provenance, "source": "pool", "by": "pipeline", **_remarks(trace)}
         labelled.append(replace(example, answer=answer, verdict=verdict, provenance=provenance))
     return labelled, _costs(pipeline)
-
-
-def _retries(trace: Trace) -> dict[str, int]:
-    """How often the verifier handed the answer back; nothing where it never did."""
-    count = sum(spent.calls for name, spent in trace.steps if name.split(" ")[0] == "check")
-    return {"retries": count} if count else {}
 
 
 def _remarks(trace: Trace) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The teacher pipeline and the plain prompt it is compared with, as answerers."""
+"""The teacher pipeline, and the one plain prompt that it is compared with: a pipeline of one step."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from supertiny.core.ledger import LedgerEngine
 from supertiny.core.methods import build, own_methods
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.protocols import Engine, Format
+from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Request
 from supertiny.core.run import Run
-from supertiny.core.task import STEPS, Task
-from supertiny.prototype.bench import Bench, Shelf, StepCost, Trace
+from supertiny.core.task import STEPS
+from supertiny.prototype.bench import Bench, Shelf, StepCost, Trace, open_block
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.steps.plain import Plain
 
@@ -21,12 +22,17 @@ from supertiny.prototype.steps.plain import Plain
 class Pipeline:
     """An LLM led through steps: slow, dear and as good as it can be. An `Answerer`."""
 
-    name = "pipeline"
+    def __init__(self, steps: Sequence[Any], bench: Bench, chunk: int, name: str = "pipeline") -> None:
+        """`chunk` requests go through all steps together.
 
-    def __init__(self, steps: Sequence[Any], bench: Bench, chunk: int) -> None:
+        All requests do where a step scores texts: it calibrates by them, and an engine that has to load its model anew
+        between scoring and writing does so once.
+        """
+        scores = any("token_scores" in getattr(step, "needs", ()) for step in steps)
         self.steps = steps
         self.bench = bench
-        self.chunk = chunk
+        self.chunk = sys.maxsize if scores else chunk
+        self.name = name
         self._spent: dict[str, StepCost] = {}
 
     @property
@@ -44,11 +50,11 @@ class Pipeline:
         return {**self._spent, **self.bench.shelf.fixed}
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [_answer_of(trace, self.name) for trace in self.trace(requests)]
+        return [trace.as_answer(self.name) for trace in self.trace(requests)]
 
     def trace(self, requests: Sequence[Request]) -> list[Trace]:
         """The requests' traces at the end of the pipeline, with the price of each step."""
-        names = step_names(self.steps)
+        names = _step_names(self.steps)
         finished: list[Trace] = []
         for start in range(0, len(requests), self.chunk):
             traces = [Trace(request) for request in requests[start : start + self.chunk]]
@@ -69,14 +75,14 @@ class Pipeline:
         """The same pipeline that computes every call, to measure its latency; calls with a price are still billed."""
         bench = self.bench
         free = replace(bench, engine=_unread(bench.engine), wrap=lambda engine: _unread(bench.wrap(engine)))
-        return Pipeline(self.steps, free, self.chunk)
+        return Pipeline(self.steps, free, self.chunk, self.name)
 
     def close(self) -> None:
         self.bench.shelf.close()
         self.bench.engine.close()
 
 
-def step_names(steps: Sequence[Any]) -> list[str]:
+def _step_names(steps: Sequence[Any]) -> list[str]:
     """The steps' names, as a recipe has them; a number tells apart those that are there several times."""
     names: list[str] = []
     for step in steps:
@@ -84,39 +90,6 @@ def step_names(steps: Sequence[Any]) -> list[str]:
         count = sum(known.split(" ")[0] == name for known in names)
         names.append(f"{name} {count + 1}" if count else name)
     return names
-
-
-class PlainPrompt:
-    """The same model with one prompt that lists all functions and shows no example. An `Answerer`."""
-
-    name = "plain_prompt"
-    calls_per_request = 1.0
-
-    def __init__(self, engine: Engine, form: Format, task: Task, advance: Callable[[float], None]) -> None:
-        self.engine = engine
-        self.form = form
-        self.task = task
-        self.advance = advance
-
-    @property
-    def bytes(self) -> int:
-        return getattr(_bare(self.engine), "bytes", 0)
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        bench = Bench(self.engine, self.task, self.form, NearestExamples(()), 0, self.advance)
-        traces = Plain().run([Trace(request) for request in requests], bench)
-        return [_answer_of(trace, self.name) for trace in traces]
-
-    def without_ledger(self) -> PlainPrompt:
-        """The same prompt, computed every time; calls with a price are still billed."""
-        return PlainPrompt(_unread(self.engine), self.form, self.task, self.advance)
-
-    def close(self) -> None:
-        self.engine.close()
-
-
-def _answer_of(trace: Trace, name: str) -> Answer:
-    return Answer(trace.calls or (), trace.text, trace.cost, name, trace.confidence, trace.raw, trace.calls is not None)
 
 
 def _unread(engine: Engine) -> Engine:
@@ -135,8 +108,7 @@ def _bare(engine: Engine) -> Engine:
 
 def open_engine(settings: Settings) -> Engine:
     """Loads the teacher's model."""
-    engine: Engine = build("engines", settings.engine, "prototype.engine").open()
-    return engine
+    return open_block(settings.engine, "prototype.engine")
 
 
 def pipeline_of(
@@ -149,18 +121,19 @@ def pipeline_of(
 ) -> Pipeline:
     """The recipe's pipeline on a loaded engine, behind the run's ledger.
 
-    Pipelines that are given the same `shelf` share the engines that steps bring along; whoever made it closes it.
+    Pipelines that are given the same `shelf` share what steps keep on it; whoever made it closes it.
     """
+    shelf = shelf or Shelf()
     bench = Bench(
         engine=run.ledger.wrap(engine, purpose),
         task=replace(run.task, description=settings.wording) if settings.wording else run.task,
         form=build("formats", settings.format, "prototype.format"),
-        nearest=NearestExamples(run.task.labelled),
+        nearest=shelf.once("labelled rows", lambda: NearestExamples(run.task.labelled)),
         seed=run.seed,
         advance=advance,
         note=run.progress.note,
         wrap=lambda own: run.ledger.wrap(own, purpose),
-        shelf=shelf or Shelf(),
+        shelf=shelf,
     )
     places = [f"prototype.steps.{number}" for number in range(len(settings.steps))]
     own = own_methods("steps", run.task.folder / STEPS)
@@ -170,7 +143,8 @@ def pipeline_of(
 
 def plain_of(
     settings: Settings, run: Run, engine: Engine, purpose: str, advance: Callable[[float], None] = lambda count: None
-) -> PlainPrompt:
-    """The plain prompt on a loaded engine, behind the run's ledger."""
+) -> Pipeline:
+    """The plain prompt on a loaded engine, behind the run's ledger: all functions, no example, all requests at once."""
     form = build("formats", settings.plain_format, "prototype.plain_format")
-    return PlainPrompt(run.ledger.wrap(engine, purpose), form, run.task, advance)
+    bench = Bench(run.ledger.wrap(engine, purpose), run.task, form, NearestExamples(()), run.seed, advance)
+    return Pipeline([Plain()], bench, sys.maxsize, "plain_prompt")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Request
 from supertiny.prototype.bench import Bench
-from supertiny.prototype.curators._scores import Scores
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class CuratorBench:
     """The teacher's engine behind the run's ledger, with format and nearest examples; open for `live_teacher` alone."""
     answer: Callable[[Sequence[Request]], list[Answer]]
     """The whole pipeline, for `live_teacher`: one answer per request, in order."""
-    scores: Scores
-    """Log-probabilities by small models; all curators of a run share them."""
     folder: Path
     """The run's folder, where a `person` finds what waits for an answer."""
+
+    def scorer(self, block: Any) -> Engine:
+        """The engine of a block, for `token_scores`, behind the run's ledger; equal blocks share one."""
+        return self.teacher.wrap(self.teacher.shelf.engine(block))

@@ -9,14 +9,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+(?!\w)")
 _IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]){11,30}(?!\w)")
-_CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?!\w)")
+_CARD = re.compile(r"(?<![\w.])(?:\d{13,19}|\d{4}(?:[ -]\d{4,6}){2,3}(?:[ -]\d{1,3})?)(?!\w)")
 _IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w:]|\.\d)")
-_PHONE = re.compile(r"(?<![\w.,+-])(?:\+|00|\(?0|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|\d{10,11})[\d ()./-]*(?<=\d)(?!\w)")
+_PHONE = re.compile(
+    r"(?<![\w.,+-])(?:\+|00|\(?0|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|\d{10,11})[\d ()/.-]{0,30}(?<=\d)(?!\w)"
+)
 _DATE = re.compile(r"(?<![\d.])(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{2,4})(?![\d.])")
-KINDS = ("email", "iban", "card", "ip", "phone", "name")
+Kind = Literal["email", "iban", "card", "ip", "phone", "name"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""In the order in which they are looked for: what is an e-mail address is no phone number too."""
 
 _NAMES = (
     "Alex", "Robin", "Sam", "Kim", "Charlie", "Jamie", "Taylor", "Morgan", "Casey", "Jordan", "Riley", "Quinn",
@@ -35,13 +40,13 @@ class StandIns:
     """Find names; the first group is the name where there is one."""
     _known: dict[tuple[str, str], str] = field(default_factory=dict)
     _taken: set[tuple[str, str]] = field(default_factory=set)
+    _numbers: dict[int, tuple[str, int]] = field(default_factory=dict)
 
     def scrubbed(self, text: str, counts: Counter[str] | None = None) -> str:
         """The text with stand-ins; `counts` is told how many of each kind there were."""
         places: list[tuple[int, int, str]] = []
         for kind in KINDS:
             for start, end, plain in self._found(kind, text):
-                # What is an e-mail address is no phone number too: the kinds' order decides.
                 if all(end <= other or start >= past for other, past, _ in places):
                     places.append((start, end, self._shaped(text[start:end], kind, plain)))
                     if counts is not None:
@@ -52,12 +57,10 @@ class StandIns:
 
     def instead_of_number(self, number: int, counts: Counter[str]) -> int:
         """What stands for a number that a text gave as a phone or card number; any other number itself."""
-        for kind in ("phone", "card"):
-            digits = self._known.get((kind, str(number)))
-            if digits is not None:
-                counts[kind] += 1
-                return int(digits)
-        return number
+        kind, instead = self._numbers.get(number, ("", number))
+        if kind:
+            counts[kind] += 1
+        return instead
 
     def _found(self, kind: str, text: str) -> Iterator[tuple[int, int, str]]:
         """(start, end, the original without its shape) of what is found."""
@@ -70,15 +73,19 @@ class StandIns:
                     yield *found.span(group), found.group(group).casefold()
             return
         pattern, plain_of = _FINDERS[kind]
-        for found in pattern.finditer(text):
-            plain = plain_of(found.group())
+        at = 0
+        while spot := pattern.search(text, at):
+            begin, (length, plain) = spot.start(), _longest(spot.group(), plain_of)
             if plain is not None:
-                yield *found.span(), plain
+                yield begin, begin + length, plain
+            at = begin + max(1, length)
 
     def _shaped(self, original: str, kind: str, plain: str) -> str:
         if (kind, plain) not in self._known:
-            self._known[(kind, plain)] = self._fresh(kind, plain)
-        return _shaped(original, self._known[(kind, plain)], kind)
+            made = self._known[kind, plain] = self._fresh(kind, plain)
+            if kind in ("phone", "card"):
+                self._numbers[int(plain)] = kind, int(made)
+        return _shaped(original, self._known[kind, plain], kind)
 
     def _fresh(self, kind: str, plain: str) -> str:
         """A stand-in that no other original has; where the shape has no room left, one that is shared."""
@@ -105,6 +112,16 @@ class _Stream:
 
     def digits(self, count: int) -> str:
         return "".join(str(self.below(10)) for _ in range(count))
+
+
+def _longest(text: str, plain_of: Callable[[str], str | None]) -> tuple[int, str | None]:
+    """Length of the longest beginning in whole words that is one, and what it is: a time or a word may stand behind."""
+    while text:
+        plain = plain_of(text)
+        if plain is not None:
+            return len(text), plain
+        text = text.rpartition(" ")[0].rstrip()
+    return 0, None
 
 
 def _plain_email(text: str) -> str | None:

@@ -53,7 +53,7 @@ def wishes_of(
     for number in range(count):
         function = functions[number % len(functions)]
         rows = by_function[function] or list(solved)
-        shown = generator.sample(rows, min(max(1, seeds), len(rows)))
+        shown = generator.sample(rows, min(seeds, len(rows)))
         tool = task.tool_map.get(function)
         values = tuple(_drawn(tool, generator) for _ in range(texts)) if tool else ()
         wishes.append(Wish(function, tuple(shown), values))

@@ -17,7 +17,7 @@ from supertiny.core.leaks import asked_text, jaccard
 from supertiny.core.records import Call, Example
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task
-from supertiny.prototype.curators._reasons import left_out
+from supertiny.prototype.curators._reasons import is_labelled, left_out
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Deduplicate:
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
         index = MinHashLSH(threshold=self.similarity, num_perm=self.permutations)
-        gold_first = sorted(range(len(examples)), key=lambda i: examples[i].provenance.get("source") != "labelled")
+        gold_first = sorted(range(len(examples)), key=lambda place: not is_labelled(examples[place]))
         kept: dict[int, frozenset[str]] = {}
         for place in gold_first:
             grams = _grams(asked_text(examples[place].request.messages))

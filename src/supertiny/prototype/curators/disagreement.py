@@ -1,6 +1,6 @@
 """Puts rows on which the votes split before a person, in a file to fill in, and takes the person's word from it.
 
-Use when: somebody can look at some dozens of rows; those on which the teacher is of two minds are worth it most.
+Use when: a step votes, and somebody can look at some dozens of rows: those that split the votes are worth it most.
 """
 
 from __future__ import annotations
@@ -8,108 +8,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from supertiny.core.errors import UserError
-from supertiny.core.nearest import NearestExamples
+from supertiny.core.files import hash_of
 from supertiny.core.records import Answer, Example
 from supertiny.core.task import Task
 from supertiny.core.verifying import schema_problem
-from supertiny.prototype.bench import Trace
 from supertiny.prototype.curators._bench import CuratorBench
 from supertiny.prototype.curators._reasons import is_labelled, left_out
-from supertiny.prototype.curators._review import Decision, Question, read_decisions, review_path, write_questions
-from supertiny.prototype.steps.plain import Plain
+from supertiny.prototype.curators._review import Decision, key_of, read_decisions, write_questions
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Stands before `verified`. Until `decision` says accepted, corrected or dropped, such a row is left out."""
+    """Stands before `verified`. A row that waits is left out until its line in the run's review/disagreement.jsonl
+    has the `decision` accepted, corrected (the calls, or words alone, stand in `correction`) or dropped.
+
+    What is decided holds for a request with the same id and words, also in another run that the file is copied to.
+    """
 
     least_confidence: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Share of votes below which a person is asked; answers without votes pass."""
-    neighbours: Annotated[int, Field(ge=0)] = 0
-    """Nearest labelled rows; a person is asked too where none of them calls the answer's functions. 0 asks none."""
-    plain: bool = False
-    """Whether a person is asked too where one plain prompt leads the same model to other functions: a call a row."""
-    place: Literal["run", "task"] = "run"
-    """Where the folder `review` with the file stands: in this run's folder, or in the task's for all runs."""
-    kind: Literal["jsonl", "csv"] = "jsonl"
-    """Kind of the file; CSV opens in a spreadsheet."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("person", "live_teacher") if self.plain else ("person",)
-
-    def model_calls(self, rows: Sequence[Example], calls_per_request: float) -> float:
-        """Expected calls."""
-        return float(sum(not is_labelled(row) for row in rows)) if self.plain else 0.0
+    needs: ClassVar[tuple[str, ...]] = ("person",)
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int, *, bench: CuratorBench) -> list[Example]:
-        path = self.file(task.folder, bench.folder)
+        path = _file(bench.folder)
         decisions = read_decisions(path)
-        undecided = [row for row in examples if not is_labelled(row) and decisions.get(row.request) is None]
-        doubts = self._doubts([row for row in undecided if row.answer is not None], task, bench)
-        kept: list[Example] = []
-        questions = []
+        kept, waiting = [], []
         for row in examples:
-            said = decisions.get(row.request)
-            if said is not None and not is_labelled(row):
-                if said.decision == "dropped":
-                    left_out(row, "a person dropped it")
-                    continue
+            said = None if is_labelled(row) else decisions.get(key_of(row.request))
+            if said is not None and said.decision == "dropped":
+                left_out(row, "a person dropped it")
+            elif said is not None:
                 kept.append(_decided(row, said, task, path))
-                continue
-            if row.request.id in doubts:
-                questions.append(Question(row, doubts[row.request.id]))
-                left_out(row, f"waits for a person: {doubts[row.request.id]}")
+            elif doubt := self._doubt(row):
+                left_out(row, f"waits for a person: {doubt}")
+                waiting.append((row, doubt))
             else:
                 kept.append(row)
-        write_questions(path, questions, decisions)
+        write_questions(path, waiting, decisions)
         return kept
 
-    def file(self, task: Path, run: Path) -> Path:
-        """The file that a person fills in."""
-        return review_path(task if self.place == "task" else run, self.kind)
-
-    def decided(self, task: Task, run: Path) -> str:
+    def decided(self, run: Path) -> str:
         """Hash of what the person has said so far, empty where nothing: part of the stage's key."""
-        return read_decisions(self.file(task.folder, run)).hash
+        lines = [dict(one.line) for one in read_decisions(_file(run)).values()]
+        return hash_of(lines) if lines else ""
 
-    def _doubts(self, rows: Sequence[Example], task: Task, bench: CuratorBench) -> dict[str, str]:
-        """Why a person is asked, by the row's id."""
-        found = {}
-        for row, near in zip(rows, self._near(rows, task), strict=True):
-            confidence = row.answer.confidence if row.answer else None
-            if confidence is not None and confidence < self.least_confidence:
-                found[row.request.id] = f"only {confidence:.0%} of the votes are for this answer"
-            elif near and _functions(row.answer) not in near:
-                found[row.request.id] = f"rows like it call {' or '.join(sorted(map(_named, near)))}"
-        if self.plain:
-            rest = [row for row in rows if row.request.id not in found]
-            traces = Plain(format="chat_json").run([Trace(row.request) for row in rest], bench.teacher)
-            for row, trace in zip(rest, traces, strict=True):
-                other = _functions(Answer(trace.calls or ()))
-                if trace.calls is not None and other != _functions(row.answer):
-                    found[row.request.id] = f"one plain prompt calls {_named(other)}"
-        return found
-
-    def _near(self, rows: Sequence[Example], task: Task) -> list[set[tuple[str, ...]]]:
-        """Functions of each row's nearest labelled ones."""
-        if not self.neighbours:
-            return [set() for _ in rows]
-        found = NearestExamples(task.labelled).nearest([row.request.text for row in rows], self.neighbours)
-        return [{_functions(task.labelled[place].answer) for place, _ in places} for places in found]
+    def _doubt(self, row: Example) -> str:
+        """Why a person is asked; nothing where none is."""
+        confidence = row.answer.confidence if row.answer and not is_labelled(row) else None
+        if confidence is None or confidence >= self.least_confidence:
+            return ""
+        return f"only {confidence:.0%} of the votes are for this answer"
 
 
-def _functions(answer: Answer | None) -> tuple[str, ...]:
-    return tuple(sorted({call.tool for call in answer.calls})) if answer else ()
-
-
-def _named(functions: Sequence[str]) -> str:
-    return " and ".join(functions) or "no function"
+def _file(run: Path) -> Path:
+    return run / "review" / "disagreement.jsonl"
 
 
 def _decided(row: Example, said: Decision, task: Task, path: Path) -> Example:

@@ -33,7 +33,7 @@ class Expand:
     """New requests that are wanted before labelling; verified rows are fewer."""
     texts: Annotated[int, Field(ge=1, le=50)] = 6
     """Requests that the teacher writes in one go, all for one function."""
-    seeds: Annotated[int, Field(ge=0)] = 4
+    seeds: Annotated[int, Field(ge=1)] = 4
     """Solved rows of the function that are shown; another function's where it has none."""
     rounds: Annotated[int, Field(ge=1)] = 2
     """Times that the teacher is asked for what is still missing."""
@@ -43,8 +43,6 @@ class Expand:
     """Sampling temperature of the writing."""
     max_tokens: int = 400
     """Tokens that one list of requests may have."""
-    same_function: bool = True
-    """Whether the pipeline's label must name the function that the request was written for."""
 
     needs: ClassVar[tuple[str, ...]] = ("live_teacher",)
 
@@ -95,9 +93,8 @@ class Expand:
         return [read_requests(completion.text) for completion in done]
 
     def _row(self, request: Request, answer: Answer, wish: Wish, task: Task) -> Example | None:
-        functions = {call.tool for call in answer.calls}
         wanted = {wish.function} if wish.function else set()
-        if not answer.readable or (self.same_function and functions != wanted):
+        if not answer.readable or {call.tool for call in answer.calls} != wanted:
             return None
         verdict = task.verify(request, answer.calls)
         if verdict.outcome == "fail":

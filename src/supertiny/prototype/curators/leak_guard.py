@@ -14,7 +14,7 @@ from pydantic import Field
 from supertiny.core.leaks import SIMILARITY, Leak, asked_text, find_leaks
 from supertiny.core.records import Example
 from supertiny.core.task import Task
-from supertiny.prototype.curators._reasons import is_labelled, left_out
+from supertiny.prototype.curators._reasons import left_out
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,6 @@ class LeakGuard:
 
     similarity: Annotated[float, Field(gt=0, le=1)] = SIMILARITY
     """Jaccard similarity of character 5-grams from which two requests count as one; 1 looks for same words alone."""
-    labelled: bool = False
-    """Whether rows near to a labelled one are dropped too; labelled rows themselves then stay."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
         rows = {str(place): asked_text(row.request.messages) for place, row in enumerate(examples)}
@@ -33,10 +31,6 @@ class LeakGuard:
             texts = {f"{split} {row.request.id}": asked_text(row.request.messages) for row in asked}
             # Each row is looked up among those that are asked later, so that all its rows are found, not one of them.
             leaks |= {leak.left: leak for leak in find_leaks(rows, texts, self.similarity)}
-        if self.labelled:
-            made = {place: text for place, text in rows.items() if not is_labelled(examples[int(place)])}
-            gold = {f"labelled {row.request.id}": asked_text(row.request.messages) for row in task.labelled}
-            leaks |= {leak.left: leak for leak in find_leaks(made, gold, self.similarity)}
         kept = []
         for place, row in enumerate(examples):
             leak = leaks.get(str(place))

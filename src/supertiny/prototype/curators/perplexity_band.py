@@ -1,9 +1,11 @@
 """Keeps rows that are neither too easy nor too hard for a small model: its loss lies between two quantiles.
 
 Paper: Yang et al., MindLLM, 2023, arXiv:2310.15777 (a band of entropy under the base model); Liu et al., POINTS, 2024,
-arXiv:2409.04828 (texts filtered by perplexity).
+arXiv:2409.04828 (pre-training texts of the lowest perplexity).
 Use when: there are more rows than the student can see; the easiest teach nothing, the hardest are often wrong.
-Differs from the paper: quantiles are taken within each function, so that rare ones stay; labelled rows always stay.
+Differs from the paper: both are known to us by abstracts and summaries, the measure is ours: the mean loss of a token.
+Quantiles are taken within each function, so that rare ones stay; labelled rows always stay. POINTS' own filter is
+`of: request` with `low: 0`, `high: 0.2` and `per_function: false`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class PerplexityBand:
         made = [row for row in examples if not is_labelled(row) and row.answer is not None]
         by_answer = self.of == "answer"
         pairs = answer_pairs(made, task, build("formats", self.format)) if by_answer else request_pairs(made)
-        losses = losses_of(pairs, bench.scores, self.engine)
+        losses = losses_of(pairs, bench, self.engine)
         groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         for place, row in enumerate(made):
             groups[self._group(row)].append(place)

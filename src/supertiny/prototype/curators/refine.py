@@ -3,7 +3,7 @@
 Paper: Madaan et al., Self-Refine, 2023, arXiv:2303.17651; Yue et al., Building a Family of Data Augmentation Models,
 2024, arXiv:2412.04871 (refinement).
 Use when: many labels fail the verifier; stands before `verified`, which would drop them.
-Differs from the paper: the complaint is the verifier's own reason, and the verifier alone decides.
+Differs from the paper: answers are mended, never requests; the complaint is the verifier's own reason, and it decides.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from supertiny.core.records import Answer, Example, Prompt, Sampling
+from supertiny.core.records import Answer, Example, Sampling
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.bench import Trace
 from supertiny.prototype.curators._bench import CuratorBench
 from supertiny.prototype.curators._reasons import is_labelled
+
+_UNREADABLE = "this is not an answer in the format"
 
 
 @dataclass(frozen=True)
@@ -42,56 +44,40 @@ class Refine:
     """The stage hands it unreadable answers too."""
 
     def model_calls(self, rows: Sequence[Example], calls_per_request: float) -> float:
-        """Expected calls: one for each doubtful row; some are asked about again."""
+        """Expected calls: one for each doubtful row; some are asked about again. Of rows without answers, none."""
         return float(sum(bool(self._complaint(row)) for row in rows))
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int, *, bench: CuratorBench) -> list[Example]:
-        rows = list(examples)
+        rows, teacher = list(examples), bench.teacher
         todo = {place: said for place, row in enumerate(rows) if (said := self._complaint(row))}
-        teacher = bench.teacher
         near = teacher.nearest.nearest([rows[place].request.text for place in todo], self.examples)
-        labelled = teacher.nearest.examples
-        shown = {p: tuple(labelled[i] for i, _ in reversed(found)) for p, found in zip(todo, near, strict=True)}
-        traces = {place: _trace(rows[place], shown[place]) for place in todo}
-        for attempt in range(self.tries):
+        traces = {}
+        for place, found in zip(todo, near, strict=True):
+            old = rows[place].answer or Answer()
+            shown = tuple(teacher.nearest.examples[other] for other, _ in reversed(found))
+            traces[place] = Trace(rows[place].request, shown, raw=old.raw or teacher.form.write(old))
+        for attempt in range(self.tries if todo else 0):
+            sampling = Sampling(self.max_tokens, self.temperature if attempt else 0.0, seed + attempt)
+            asked = [traces[place] for place in todo]
+            prompts = [teacher.again(trace, said) for trace, said in zip(asked, todo.values(), strict=True)]
+            answered = teacher.call(asked, prompts, sampling, [teacher.tools_of(trace) for trace in asked])
+            left = {}
+            for (place, said), trace in zip(todo.items(), answered, strict=True):
+                traces[place] = trace
+                rows[place], complaint = _mended(rows[place], trace, task, said)
+                if complaint:
+                    left[place] = complaint
+            todo = left
             if not todo:
                 break
-            sampling = Sampling(self.max_tokens, self.temperature if attempt else 0.0, seed + attempt)
-            prompts = [_again(traces[place], said, teacher) for place, said in todo.items()]
-            tools = [teacher.tools_of(traces[place]) for place in todo]
-            answered = teacher.call([traces[place] for place in todo], prompts, sampling, tools)
-            for place, trace in zip(list(todo), answered, strict=True):
-                traces[place] = trace
-                complaint = self._judge(rows, place, trace, task, todo[place])
-                if complaint:
-                    todo[place] = complaint
-                else:
-                    del todo[place]
         return rows
-
-    def _judge(self, rows: list[Example], place: int, trace: Trace, task: Task, said: str) -> str:
-        """Puts a mended answer in its place, or gives the complaint about it."""
-        row = rows[place]
-        if trace.calls is None:
-            return "this is not an answer in the format"
-        verdict = task.verify(row.request, trace.calls)
-        if verdict.outcome != "pass":
-            return verdict.reason or "the call is not valid"
-        old = row.answer or Answer()
-        if old.readable and exact(trace.calls, old.calls, task.tool_map):
-            return ""  # asked again, it says the same: nothing is mended, the doubt stays
-        answer = Answer(trace.calls, trace.text, old.cost + trace.cost, old.by, None, trace.raw)
-        refined = {"complaint": said, "before": [call.to_json() for call in old.calls]}
-        provenance = {**row.provenance, "origin": row.request.id, "made_by": "refine", "refined": refined}
-        rows[place] = replace(row, answer=answer, verdict=verdict, provenance=provenance)
-        return ""
 
     def _complaint(self, row: Example) -> str:
         """Why a row is asked about again; nothing where it is not."""
         if is_labelled(row) or row.answer is None:
             return ""
         if not row.answer.readable:
-            return "this is not an answer in the format"
+            return _UNREADABLE
         if row.verdict is not None and row.verdict.outcome == "fail":
             return row.verdict.reason or "the call is not valid"
         confidence = row.answer.confidence
@@ -100,15 +86,17 @@ class Refine:
         return ""
 
 
-def _trace(row: Example, shown: tuple[Example, ...]) -> Trace:
-    answer = row.answer or Answer()
-    return Trace(row.request, shown, calls=answer.calls, raw=answer.raw)
-
-
-def _again(trace: Trace, complaint: str, teacher: Bench) -> Prompt:
-    first = teacher.prompt(trace)
-    said = trace.raw or teacher.form.write(Answer(trace.calls or (), trace.text))
-    none = teacher.form.write(Answer())
-    words = f"That is wrong: {complaint}. Write the right answer to the same request, or {none}."
-    turns = ({"role": "assistant", "content": said}, {"role": "user", "content": words})
-    return Prompt((*first.messages, *turns), shared=first.shared)
+def _mended(row: Example, trace: Trace, task: Task, said: str) -> tuple[Example, str]:
+    """The row with the trace's answer and no complaint, or the row itself and what is wrong with that answer."""
+    if trace.calls is None:
+        return row, _UNREADABLE
+    verdict = task.verify(row.request, trace.calls)
+    if verdict.outcome != "pass":
+        return row, verdict.reason or "the call is not valid"
+    old = row.answer or Answer()
+    if old.readable and exact(trace.calls, old.calls, task.tool_map):
+        return row, ""  # asked again, it says the same: nothing is mended, the doubt stays
+    answer = Answer(trace.calls, trace.text, old.cost + trace.cost, old.by, None, trace.raw)
+    refined = {"complaint": said, "before": [call.to_json() for call in old.calls]}
+    provenance = {**row.provenance, "origin": row.request.id, "made_by": "refine", "refined": refined}
+    return replace(row, answer=answer, verdict=verdict, provenance=provenance), ""

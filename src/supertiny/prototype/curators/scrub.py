@@ -5,35 +5,37 @@ Use when: rows come from real users; a small model can learn a customer's number
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from supertiny.core.errors import UserError
 from supertiny.core.records import Call, Example
 from supertiny.core.task import Task
 from supertiny.prototype.curators._reasons import left_out
-from supertiny.prototype.curators._stand_ins import StandIns
+from supertiny.prototype.curators._stand_ins import KINDS, Kind, StandIns
 
 _OF_MESSAGES = ("role", "type", "id", "tool_call_id")  # keys of messages and of provenance that hold no user's words
 _OF_PROVENANCE = ("origin", "from", "source", "by", "made_by")
 _WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_Kind = Literal["email", "iban", "card", "ip", "phone", "name"]
 
 
 @dataclass(frozen=True)
 class Scrub:
-    """One original has one stand-in within a run, in the request, its answer's arguments and the model's own words.
+    """One original has one stand-in within a file, in the request, its answer's arguments and the model's own words.
 
-    Found by shape: card numbers by Luhn's sum, IBANs by their check digits; long order numbers may pass for phone
-    numbers and versions for IP addresses. Names are found by `names` and `name_pattern` alone; addresses of houses and
-    dates of birth are not found. Ids, pool.jsonl, rejected.jsonl, review files and the ledger keep what was there.
+    It stands behind curators that ask the teacher. Found by shape: card numbers by Luhn's sum, IBANs by their check
+    digits; order numbers may pass for phone numbers, versions for IP addresses; numbers that are no text are replaced
+    where a text states them. Names are found by `names` and `name_pattern` alone, addresses of houses and dates of
+    birth are not. Stand-ins are in train.jsonl, pool.jsonl and rejected.jsonl. Ids, a row's own functions, valid.jsonl,
+    review files, the ledger and the task keep what was there; so does `labelled_only`, which learns from the task.
     """
 
-    kinds: tuple[_Kind, ...] = ("email", "iban", "card", "ip", "phone", "name")
+    kinds: tuple[Kind, ...] = KINDS
     """What is looked for."""
     names: tuple[str, ...] = ()
     """Names of people, in any case."""
@@ -43,19 +45,24 @@ class Scrub:
     """Environment variable whose value is mixed into the key; without it, who knows the seed can test guesses."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
+        kept = []
+        for row, new in zip(examples, self.scrubbed(examples, task, seed), strict=True):
+            if _fails(new) and not _fails(row):
+                left_out(row, "with stand-ins the verifier fails it")
+            else:
+                kept.append(new)
+        return kept
+
+    def scrubbed(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:
+        """All rows with stand-ins, also those that the verifier then fails; a row without personal data is itself.
+
+        Raises UserError where the key's variable is not set, or the pattern is none.
+        """
         secret = os.environ.get(self.key_variable, "") if self.key_variable else ""
         if self.key_variable and not secret:
             raise UserError(f"scrub: the environment has no {self.key_variable}", "set it, or leave key_variable out")
         stand_ins = StandIns(f"{seed}:{secret}".encode(), self.kinds, self._patterns())
-        scrubbed = []
-        for row in examples:
-            new = _scrubbed(row, task, stand_ins)
-            failed = new.verdict is not None and new.verdict.outcome == "fail"
-            if failed and row.verdict is not None and row.verdict.outcome != "fail":
-                left_out(row, "with stand-ins the verifier fails it")
-            else:
-                scrubbed.append(new)
-        return scrubbed
+        return [_scrubbed(row, task, stand_ins) for row in examples]
 
     def _patterns(self) -> list[re.Pattern[str]]:
         try:
@@ -72,6 +79,10 @@ def _listed(name: str) -> str:
     return re.escape(name) if _WITHOUT_SPACES.search(name) else rf"(?<!\w){re.escape(name)}(?!\w)"
 
 
+def _fails(row: Example) -> bool:
+    return row.verdict is not None and row.verdict.outcome == "fail"
+
+
 def _scrubbed(row: Example, task: Task, stand_ins: StandIns) -> Example:
     """The row itself where nothing was found."""
     counts: Counter[str] = Counter()
@@ -79,7 +90,7 @@ def _scrubbed(row: Example, task: Task, stand_ins: StandIns) -> Example:
     def instead(value: Any, left: Sequence[str] = ()) -> Any:
         """The same plain value with stand-ins in its texts, and in whole numbers that a text gave before."""
         if isinstance(value, str):
-            return stand_ins.scrubbed(value, counts)
+            return in_json(value) if value.startswith(("{", "[")) else stand_ins.scrubbed(value, counts)
         if isinstance(value, Mapping):
             within = {key: () if key == "arguments" else left for key in value}
             return {key: item if key in left else instead(item, within[key]) for key, item in value.items()}
@@ -89,12 +100,23 @@ def _scrubbed(row: Example, task: Task, stand_ins: StandIns) -> Example:
             return stand_ins.instead_of_number(value, counts)
         return value
 
+    def in_json(text: str) -> str:
+        """Arguments and results stand as JSON in texts, whose escapes would hide where a word begins."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return stand_ins.scrubbed(text, counts)
+        new = instead(value)
+        return text if new == value else json.dumps(new, ensure_ascii=False)
+
     messages = tuple(instead(message, _OF_MESSAGES) for message in row.request.messages)
     request, answer, verdict = replace(row.request, messages=messages), row.answer, row.verdict
     if answer is not None:
         calls = tuple(Call(call.tool, instead(call.arguments)) for call in answer.calls)
         answer = replace(answer, calls=calls, text=instead(answer.text), raw=instead(answer.raw))
     provenance = instead(row.provenance, _OF_PROVENANCE)
+    if verdict is not None:
+        verdict = replace(verdict, reason=instead(verdict.reason))
     if not counts:
         return row
     if verdict is not None and answer is not None and answer.readable:

@@ -2,32 +2,30 @@
 
 Paper: Ren et al., Efficiently Selecting Response Generation Strategies by Self-Aligned Perplexity, 2025,
 arXiv:2502.11779.
-Use when: answers hold several calls or words of their own, or rows come with answers in several styles.
-Differs from the paper: read from its abstract, as the perplexity of an answer behind solved rows in the student's own
-words. Formats sort a call's arguments, so the styles are the order of several calls, words beside calls, and whatever
-rows of one request name as `style` in their provenance (wordings of a text, other teachers).
+Use when: answers hold several calls, or words beside calls.
+Differs from the paper: known to us by its abstract and its code's own words: perplexity of an answer behind solved rows
+in the student's words. It chooses among teachers and prompts. Here formats spell a call in one way, so what is left
+is the order of several calls, and whether words stand beside them.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from supertiny.core.leaks import asked_text
 from supertiny.core.methods import build
 from supertiny.core.protocols import Format
 from supertiny.core.records import Example, Sampling
 from supertiny.core.scoring import exact, typed
 from supertiny.core.task import Task
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._reasons import is_labelled, left_out
-from supertiny.prototype.curators._scores import STUDENT, lesson_text, loss_of, student_prompt
+from supertiny.prototype.curators._scores import STUDENT, lesson_text, losses_of, student_prompt
 from supertiny.prototype.curators._styles import GIVEN, in_style
 
 _Style = Literal["given", "calls_alone", "request_order", "name_order"]
@@ -41,7 +39,7 @@ class SelfAlignedPerplexity:
     """Ways of writing an answer that are compared."""
     sample: Annotated[int, Field(ge=1)] = 100
     """Rows, drawn by seed among those that styles write differently, on which they are compared."""
-    exemplars: Annotated[int, Field(ge=1)] = 2
+    exemplars: Annotated[int, Field(ge=0)] = 2
     """Solved rows before the request: what the student wrote itself and right, where it can; else as labelled."""
     tries: Annotated[int, Field(ge=0)] = 8
     """Labelled rows that the student is asked to solve for that."""
@@ -54,65 +52,38 @@ class SelfAlignedPerplexity:
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int, *, bench: CuratorBench) -> list[Example]:
         form: Format = build("formats", self.format)
-        rows = self._one_wording(examples, task, seed, bench, form)
+        rows = list(examples)
         written = [{str(style): form.write(in_style(row, style)) for style in self.styles} for row in rows]
         places = [place for place, texts in enumerate(written) if rows[place].answer and len(set(texts.values())) > 1]
         if not places:
             return rows
-        candidates = [[(style, written[place][style]) for style in self.styles] for place in places]
-        best = self._best([rows[place] for place in places], candidates, task, seed, bench, form)
+        best = self._best({place: rows[place] for place in places}, written, task, seed, bench, form)
         for place in places:
             if written[place][best] != form.write(in_style(rows[place], GIVEN)):
                 rows[place] = _restyled(rows[place], best)
         return rows
 
-    def _one_wording(
-        self, examples: Sequence[Example], task: Task, seed: int, bench: CuratorBench, form: Format
-    ) -> list[Example]:
-        """Of rows that answer one request in several named styles, those of the best style for all requests."""
-        groups: defaultdict[str, dict[str, Example]] = defaultdict(dict)
-        for row in examples:
-            if row.answer is not None and row.provenance.get("style") and not is_labelled(row):
-                groups[asked_text(row.request.messages)].setdefault(str(row.provenance["style"]), row)
-        several = [group for group in groups.values() if len(group) > 1]
-        if not several:
-            return list(examples)
-        candidates = [[(style, form.write(row.answer)) for style, row in g.items() if row.answer] for g in several]
-        best = self._best([next(iter(group.values())) for group in several], candidates, task, seed, bench, form)
-        dropped = set()
-        for group in several:
-            kept = best if best in group else next(iter(group))
-            for style, row in group.items():
-                if style != kept:
-                    dropped.add(row.request.id)
-                    left_out(row, f"its style {style!r} is less natural to the student than {kept!r}")
-        return [row for row in examples if row.request.id not in dropped]
-
     def _best(
         self,
-        rows: Sequence[Example],
-        candidates: Sequence[Sequence[tuple[str, str]]],
+        rows: Mapping[int, Example],
+        written: Sequence[Mapping[str, str]],
         task: Task,
         seed: int,
         bench: CuratorBench,
         form: Format,
     ) -> str:
-        """The style of the least mean loss on a sample of the rows."""
-        drawn = random.Random(seed).sample(range(len(rows)), min(self.sample, len(rows)))
+        """The style of the least mean loss on a sample of the rows, which stand by their place in `written`."""
+        drawn = random.Random(seed).sample(list(rows), min(self.sample, len(rows)))
         shown = self._exemplars(task, {rows[place].request.id for place in drawn}, seed, bench, form)
-        jobs = [(place, style, text) for place in drawn for style, text in candidates[place]]
-        prompts = [student_prompt(rows[place], task, form, shown) for place, *_ in jobs]
-        scored = bench.scores.of(self.engine, prompts, [text + form.stop for *_, text in jobs])
-        of_row: defaultdict[int, list[float]] = defaultdict(list)
-        for (place, *_), score in zip(jobs, scored, strict=True):
-            of_row[place].append(loss_of(score))
+        jobs = [(place, style, text) for place in drawn for style, text in written[place].items()]
+        prompts = {place: student_prompt(rows[place], task, form, shown) for place in drawn}
+        found = losses_of([(prompts[place], text + form.stop) for place, _, text in jobs], bench, self.engine)
         losses: defaultdict[str, list[float]] = defaultdict(list)
         letters: defaultdict[str, int] = defaultdict(int)
-        for (place, style, text), score in zip(jobs, scored, strict=True):
-            # Against the mean of the row's own styles: a style is no worse for being there where requests are hard.
-            losses[style].append(loss_of(score) - fmean(of_row[place]))
+        for (_, style, text), loss in zip(jobs, found, strict=True):
+            losses[style].append(loss)
             letters[style] += len(text)
-        return min(losses, key=lambda style: (round(fmean(losses[style]), 6), letters[style] / len(losses[style])))
+        return min(losses, key=lambda style: (round(fmean(losses[style]), 6), letters[style]))
 
     def _exemplars(self, task: Task, scored: set[str], seed: int, bench: CuratorBench, form: Format) -> list[str]:
         """Solved rows as the student writes them: its own right answers first, then labelled ones."""
@@ -120,9 +91,9 @@ class SelfAlignedPerplexity:
         drawn = random.Random(seed + 1).sample(labelled, min(len(labelled), self.tries + self.exemplars))
         given = [lesson_text(row, form.write(in_style(row, GIVEN)), task, form) for row in drawn]
         own, tried = [], drawn[self.exemplars :]
-        if tried:
+        if tried and self.exemplars:
             prompts = [student_prompt(row, task, form, given[: self.exemplars]) for row in tried]
-            done = bench.scores.engine(self.engine).complete(prompts, Sampling(96, stop=(form.stop,)))
+            done = bench.scorer(self.engine).complete(prompts, Sampling(96, stop=(form.stop,)))
             for row, completion in zip(tried, done, strict=True):
                 text = completion.text.removesuffix(form.stop).strip()
                 if _is_right(row, text, task, form):

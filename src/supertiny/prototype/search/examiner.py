@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import hash_of
@@ -15,6 +13,7 @@ from supertiny.core.records import Answer, Example
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, paired_bootstrap, similarity, wilson_interval
 from supertiny.prototype.bench import Shelf
+from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.search.space import Candidate
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.teacher import Pipeline, pipeline_of
@@ -47,7 +46,12 @@ class Measured:
 
     def mean(self, name: str) -> float:
         values = getattr(self, name)
-        return float(np.mean(values)) if values else 0.0
+        return sum(values) / len(values) if values else 0.0
+
+    def keeps_to(self, search: Search, slack: float = 1.0) -> bool:
+        """Whether a mean request stays within `slack` times the search's limits of seconds and dollars."""
+        limits = (("seconds", search.seconds_at_most), ("dollars", search.dollars_at_most))
+        return all(limit is None or self.mean(name) <= slack * limit for name, limit in limits)
 
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the share of exact answers."""
@@ -71,8 +75,7 @@ class Examiner:
         self.results: dict[str, Measured] = {}
         self._open = open_engine
         self._engine: tuple[str, Engine] | None = None
-        self._shared = Shelf()
-        self._shelves: dict[str, Shelf] = {}
+        self._shelf = Shelf()
 
     def measured(self, candidate: Candidate) -> Measured:
         """What is known of a pipeline; nothing yet where it was not measured."""
@@ -100,9 +103,7 @@ class Examiner:
         """The pipeline, its engine loaded, behind the run's ledger."""
         settings = candidate.within(self.settings)
         engine = self.engine(settings)
-        # What steps keep from batch to batch is a pipeline's own; engines that they bring along are all pipelines'.
-        shelf = self._shelves.setdefault(candidate.key, Shelf(self._shared.engine))
-        return pipeline_of(settings, self.run, engine, PURPOSE, shelf=shelf)
+        return pipeline_of(settings, self.run, engine, PURPOSE, shelf=self._shelf)
 
     def engine(self, settings: Settings) -> Engine:
         """The engine of these settings; another one that was open is closed."""
@@ -117,14 +118,12 @@ class Examiner:
         if self._engine is not None:
             self._engine[1].close()
         self._engine = None
-        for shelf in (*self._shelves.values(), self._shared):
-            shelf.close()
-        self._shelves.clear()
+        self._shelf.close()
 
     def _answer(self, candidate: Candidate, count: int, tick: Callable[[float], None]) -> None:
         pipeline, known = self.pipeline(candidate), self.measured(candidate)
-        for start in range(known.n, count, self.settings.chunk):
-            rows = self.rows[start : min(start + self.settings.chunk, count)]
+        for start in range(known.n, count, pipeline.chunk):
+            rows = self.rows[start : min(start + pipeline.chunk, count)]
             answers = pipeline.answer([row.request for row in rows])
             for row, answer in zip(rows, answers, strict=True):
                 self._note(known, row, answer)
@@ -138,11 +137,6 @@ class Examiner:
         known.similar.append(similarity(answer.calls, gold, tools) if answer.readable else 0.0)
         known.dollars.append(answer.cost.dollars)
         known.seconds.append(answer.cost.seconds)
-
-
-def without_test(run: Run) -> Run:
-    """The run as a search may see it: its task has no row of test."""
-    return replace(run, task=replace(run.task, test=()))
 
 
 def _shown(engine: Any) -> str:

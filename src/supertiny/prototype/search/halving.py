@@ -77,7 +77,7 @@ def survivors(measured: Sequence[Measured], own: Measured, search: Search, seed:
     and the recipe's own, to compare with.
     """
     ranked = by_quality(measured)
-    ranked = [one for one in ranked if _keeps_limits(one, search, _SLACK)] or ranked
+    ranked = [one for one in ranked if one.keeps_to(search, _SLACK)] or ranked
     best, quota = ranked[0], math.ceil(len(measured) / search.keep)
     stay = [best]
     for place, one in enumerate(ranked[1:], 1):
@@ -87,7 +87,7 @@ def survivors(measured: Sequence[Measured], own: Measured, search: Search, seed:
             stay.append(one)
         if len(stay) >= 2 * quota:
             break
-    safe = [one for one in ranked if _keeps_limits(one, search)][:1]
+    safe = [one for one in ranked if one.keeps_to(search)][:1]
     return list({id(one): one for one in (*stay, *safe, own)}.values())
 
 
@@ -98,8 +98,3 @@ def by_quality(measured: Sequence[Measured]) -> list[Measured]:
 
 def _is_cheaper(one: Measured, others: Sequence[Measured]) -> bool:
     return any(one.mean(name) < _CHEAPER * min(other.mean(name) for other in others) for name in ("dollars", "seconds"))
-
-
-def _keeps_limits(one: Measured, search: Search, slack: float = 1.0) -> bool:
-    limits = (("seconds", search.seconds_at_most), ("dollars", search.dollars_at_most))
-    return all(limit is None or one.mean(name) <= slack * limit for name, limit in limits)

@@ -16,8 +16,13 @@ _SAME = 0.05  # share by which dollars and seconds of a request may differ witho
 
 
 def front(measured: Sequence[Measured]) -> list[Measured]:
-    """Those that no other one equals or beats in exact answers, dollars and seconds at once; the best first."""
-    return [one for one in by_quality(measured) if not any(_beats(other, one) for other in measured)]
+    """Those that no other one equals or beats in exact answers, dollars and seconds at once; the best first.
+
+    Two are compared on the rows that both have, and luck on few rows beats nobody who had more.
+    """
+    return [
+        one for one in by_quality(measured) if not any(other.n >= one.n and _beats(other, one) for other in measured)
+    ]
 
 
 def choose(finalists: Sequence[Measured], search: Search) -> Measured | None:
@@ -25,8 +30,7 @@ def choose(finalists: Sequence[Measured], search: Search) -> Measured | None:
 
     None where no pipeline keeps to the limits of dollars and seconds.
     """
-    limits = (("seconds", search.seconds_at_most), ("dollars", search.dollars_at_most))
-    able = [one for one in finalists if all(limit is None or one.mean(name) <= limit for name, limit in limits)]
+    able = [one for one in finalists if one.keeps_to(search)]
     if not able:
         return None
     least = max(one.mean("hits") for one in able) - search.tolerance - 1e-9
@@ -144,6 +148,7 @@ def _rows_seen(candidate: Candidate, course: Course, n: int) -> int:
 
 def _beats(other: Measured, one: Measured) -> bool:
     """Whether the other is no worse in anything and better in something; costs that differ little count as equal."""
+    other = other.of(slice(one.n))
     prices = [(other.mean(name), one.mean(name)) for name in ("dollars", "seconds")]
     no_worse = other.mean("hits") >= one.mean("hits") and all(its <= (1 + _SAME) * mine for its, mine in prices)
     return no_worse and (other.mean("hits") > one.mean("hits") or any(its < (1 - _SAME) * mine for its, mine in prices))

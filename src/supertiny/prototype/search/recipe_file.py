@@ -31,7 +31,7 @@ def write_into(path: Path, block: Mapping[str, Any]) -> str:
     old = path.read_text(encoding="utf-8")
     if _says(old, old, block):
         return ""
-    new = edited(old, block)
+    new = _edited(old, block)
     if new is None or not _says(new, old, block):
         raise UserError(f"{path}: its section {SECTION} is not written in a way that can be edited", "paste it instead")
     backup = path.with_name(f"{path.name}.bak")
@@ -55,7 +55,7 @@ def _says(new: str, old: str, block: Mapping[str, Any]) -> bool:
         return False
 
 
-def edited(text: str, block: Mapping[str, Any]) -> str | None:
+def _edited(text: str, block: Mapping[str, Any]) -> str | None:
     """The recipe's text with these settings in place of its own; None where no mapping is found to edit."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if not isinstance(root, MappingNode):

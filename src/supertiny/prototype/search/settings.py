@@ -37,9 +37,7 @@ class Settings:
     wordings_kept: Annotated[int, Field(ge=1)] = 2
     """Wordings that a selector lets through."""
     selector_rows: Annotated[int, Field(ge=2)] = 12
-    """Rows of the unlabelled pool that a selector sees; each is read once per wording and function."""
-    selector_labels: Annotated[int, Field(ge=2)] = 6
-    """Functions, the most frequent of the labelled rows, whose probabilities a selector sees."""
+    """Rows of the unlabelled pool that a selector sees; each is read once per wording and frequent function."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Rows of valid that are used in all; all of them where it is not given."""
     fresh_share: Share = 0.25
@@ -48,8 +46,6 @@ class Settings:
     """One of so many pipelines goes on to the next round, which has so many times the rows."""
     least_rows: Annotated[int, Field(ge=2)] = 12
     """Rows of the first round at least."""
-    most_candidates: Annotated[int, Field(ge=1)] = 300
-    """A larger space is refused."""
     tolerance: Share = 0.0
     """The cheapest pipeline that is at most this share of exact answers below the best is chosen."""
     seconds_at_most: Limit | None = None

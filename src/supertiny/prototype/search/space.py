@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.errors import UserError, gathered
 from supertiny.core.files import hash_of
 from supertiny.core.methods import Own, build, cards
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.settings import Settings
 
 _EXAMPLES = (0, 3, 6, 10)
+_MOST = 300  # pipelines; of a larger space, first rounds alone take longer than anybody waits
 _ADDED = ("check", "vote")  # tried beside the recipe's own steps where the recipe says nothing
 # Steps that write the answer or show examples: a pipeline without them is not one that anybody wants to see tried.
-_ESSENTIAL = {"retrieve", "fill", "plain", "plan", "cascade"}
+_ESSENTIAL = {"retrieve", "fill", "plain", "plan", "cascade", "mark", "stack"}
 Block = Any
 
 
@@ -71,12 +72,8 @@ def mistakes(search: Search, settings: Settings, own: Own | None = None) -> list
             if block.get("method") != "retrieve":
                 errors.append(UserError(f"optimise.examples.{n}: must be a number or a retrieve block; found {block}"))
     for place, block in places:
-        try:
+        with gathered(errors):
             build("steps", block, place, own)
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
     for name in ("steps", "examples"):
         if getattr(search, name) == ():
             errors.append(
@@ -89,40 +86,36 @@ def mistakes(search: Search, settings: Settings, own: Own | None = None) -> list
     ]
     if search.selector is not None and not search.wordings:
         errors.append(UserError("optimise.selector: there are no wordings to select from", "list some in wordings"))
-    return errors or _of_size(search, settings, own)
-
-
-def _of_size(search: Search, settings: Settings, own: Own | None) -> list[UserError]:
-    count = len(candidates(search, settings, own=own))
-    if count > search.most_candidates:
-        hint = "list fewer steps or examples, or raise optimise.most_candidates"
-        return [UserError(f"optimise: {count} pipelines are more than {search.most_candidates}", hint)]
-    return []
+    count = 0 if errors else len(candidates(search, settings, own=own))
+    if count > _MOST:
+        errors.append(UserError(f"optimise: {count} pipelines are more than {_MOST}", "list fewer steps or examples"))
+    return errors
 
 
 def candidates(
     search: Search, settings: Settings, wordings: Sequence[str] | None = None, own: Own | None = None
 ) -> list[Candidate]:
-    """Every pipeline of the space once, the recipe's own first; `wordings` in place of the search's, where given.
+    """Every pipeline of the space once, the recipe's own first; with these `wordings` alone beside it, where given.
 
     The search must be without mistakes.
     """
-    texts = list(dict.fromkeys([settings.wording, *(search.wordings if wordings is None else wordings)]))
+    tried = [settings.wording, *search.wordings] if wordings is None else wordings
+    texts = list(dict.fromkeys([settings.wording, *tried]))
     engines = search.engines or (settings.engine,)
     formats = search.formats or (settings.format,)
     found: dict[str, Candidate] = {}
 
-    def add(steps: Sequence[Block], engine: Block, form: Block, wording: int) -> None:
+    def add(steps: Sequence[Block], engine: Block, form: Block, wording: str) -> None:
         built = [build("steps", block, own=own) for block in steps]
-        note = _note(engine, form, wording, search, texts)
-        candidate = Candidate(tuple(steps), engine, form, texts[wording], note)
+        note = _note(engine, form, texts.index(wording), search, texts)
+        candidate = Candidate(tuple(steps), engine, form, wording, note)
         # Two ways of saying the same thing are one pipeline; one that asks nothing is none, but for the recipe's own.
         key = replace(candidate, steps=tuple(repr(step) for step in built)).key
         if not found or sum(step.calls_per_request for step in built) > 0:
             found.setdefault(key, candidate)
 
-    add(settings.steps, settings.engine, settings.format, 0)
-    for choice in product(_pipelines(search, settings), engines, formats, range(len(texts))):
+    add(settings.steps, settings.engine, settings.format, settings.wording)
+    for choice in product(_pipelines(search, settings), engines, formats, tried):
         add(*choice)
     return list(found.values())
 

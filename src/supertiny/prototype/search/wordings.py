@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
-from supertiny.core.records import Answer, Call, Example, Prompt
+from supertiny.core.records import Example
 from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.bench import Trace
+from supertiny.prototype.label_shares import Shares, label_shares
 from supertiny.prototype.search.examiner import Examiner
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.search.space import present
-from supertiny.prototype.token_scores import summed_logprobs
+
+_MOST_LABELS = 6  # each is read with every row
 
 
 def kept_wordings(examiner: Examiner, search: Search, seed: int) -> list[str]:
@@ -27,7 +28,7 @@ def kept_wordings(examiner: Examiner, search: Search, seed: int) -> list[str]:
     BudgetReached before a call that the budget does not cover.
     """
     task, progress = examiner.run.task, examiner.run.progress
-    labels = _labels(task, search.selector_labels)
+    labels = _labels(task)
     rows = _rows(task, search.selector_rows, seed)
     texts = list(dict.fromkeys([examiner.settings.wording, *search.wordings]))
     title = f"label probabilities of {len(texts)} wordings, {len(rows)} rows, {len(labels)} functions"
@@ -43,39 +44,21 @@ def kept_wordings(examiner: Examiner, search: Search, seed: int) -> list[str]:
     return kept
 
 
-def _probabilities(
-    examiner: Examiner, wording: str, rows: Sequence[Example], labels: Sequence[str]
-) -> NDArray[np.float64]:
-    """(rows, labels): e to the mean log-probability of a label's tokens, so that long names are not at a loss."""
+def _probabilities(examiner: Examiner, wording: str, rows: Sequence[Example], labels: Sequence[str]) -> Shares:
+    """(rows, labels) probabilities of the functions under this wording."""
     pipeline = examiner.pipeline(replace(present(examiner.settings), wording=wording))
-    bench: Bench = pipeline.bench
     traces = [Trace(row.request) for row in rows]
     for step in pipeline.steps:
         if step.calls_per_request == 0:  # examples are shown as in the pipeline; nothing is asked yet
-            traces = step.run(traces, bench)
-    begun, ends = _begun([bench.form.write(Answer((Call(label),))) for label in labels])
-    prompts = [Prompt(p.messages, p.text + begun, p.shared) for p in (bench.prompt(trace) for trace in traces)]
-    scored = summed_logprobs(bench.engine, [(prompt, end) for prompt in prompts for end in ends])
-    logs = np.array([one.logprob / max(1, one.tokens) for one in scored]).reshape(len(rows), len(labels))
-    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
-    return shares
+            traces = step.run(traces, pipeline.bench)
+    traces = [Trace(trace.request, trace.examples) for trace in traces]
+    return np.stack(label_shares(traces, [labels] * len(rows), pipeline.bench)[1])
 
 
-def _begun(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """What all texts begin with, up to a character that is no letter, and how each goes on."""
-    shared = 0
-    while shared < min(map(len, texts)) and len({text[: shared + 1] for text in texts}) == 1:
-        shared += 1
-    while shared and (texts[0][shared - 1].isalnum() or texts[0][shared - 1] == "_"):
-        shared -= 1
-    return texts[0][:shared], [text[shared:] for text in texts]
-
-
-def _labels(task: Task, most: int) -> list[str]:
+def _labels(task: Task) -> list[str]:
     """The functions that the labelled rows call most often."""
     called = Counter(call.tool for row in task.labelled for call in (row.answer.calls if row.answer else ()))
-    labels = [name for name, _ in called.most_common(most)]
+    labels = [name for name, _ in called.most_common(_MOST_LABELS)]
     if len(labels) < 2:
         problem = f"optimise.selector: the labelled rows call {len(labels)} functions, and two are needed to rank by"
         raise UserError(problem, "leave the selector out: the wordings are then tried like everything else")

@@ -6,26 +6,77 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from supertiny.core.errors import UserError
 from supertiny.core.records import Call, Request
 from supertiny.core.task import Task
 from supertiny.core.verifying import Execute
-from supertiny.prototype.bench import Result
+from supertiny.prototype.bench import Result, Trace
+from supertiny.prototype.steps._references import plan_problem, resolved, said_in, waits_for
 
 _SHOWN_CHARACTERS = 400  # of a result, to a model
 
 
-def hook_of(task: Task) -> Execute:
-    """The task's `execute`. Raises UserError where it has none."""
+def carried_out(traces: Sequence[Trace], task: Task, seconds: float, at_once: int) -> list[Trace]:
+    """The traces with a result for each call that had none, and with references replaced by what they stand for.
+
+    Calls that wait for nothing go first, those of all traces together; then those that waited for them, and so on. A
+    call with a reference that stands for nothing is never carried out: its result is an error. Raises UserError where
+    the task has no function to call.
+    """
     if task.execute is None:
         raise UserError(f"{task.folder / 'hooks.py'} has no function execute(request_text, call)", "write one")
-    return task.execute
+    runs = [_Running(trace) for trace in traces]
+    while jobs := [(run, number) for run in runs for number in run.ready()]:
+        pairs = [(run.trace.request, run.calls[number]) for run, number in jobs]
+        for (run, number), result in zip(jobs, _results(pairs, task.execute, seconds, at_once), strict=True):
+            run.results[number] = result
+    return [run.finished() for run in runs]
 
 
-def carried_out(jobs: Sequence[tuple[Request, Call]], hook: Execute, seconds: float, at_once: int) -> list[Result]:
-    """One result per job, in order. Its function's mistakes are results too; one that takes too long is left alone."""
+def told(results: Sequence[Result]) -> str:
+    """Results as lines for a model, numbered from 1."""
+    return "\n".join(f"{number}. {_line(result)}" for number, result in enumerate(results, 1))
+
+
+class _Running:
+    """A request's calls under way, and their results, by numbers from 1."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.calls = dict(enumerate(trace.calls or (), 1))
+        self.results = dict(enumerate(trace.results, 1))
+        self._said = said_in(trace.request)
+
+    def ready(self) -> list[int]:
+        """Calls that wait for nothing now; their references are replaced. What waits for a failed call has failed."""
+        while True:
+            ready: dict[int, Call] = {}
+            failed: dict[int, Result] = {}
+            for number, call in self.calls.items():
+                if number in self.results or not waits_for(call, self._said) <= self.results.keys():
+                    continue
+                try:
+                    ready[number] = resolved(call, self._said, self.results)
+                except LookupError as error:
+                    failed[number] = Result(call, None, str(error))
+            if not failed:
+                self.calls |= ready
+                return list(ready)
+            self.results |= failed
+
+    def finished(self) -> Trace:
+        if not self.trace.calls:
+            return self.trace
+        problem = plan_problem(self.trace.calls, self._said)
+        results = [self.results.get(number) or Result(call, None, problem) for number, call in self.calls.items()]
+        return replace(self.trace, calls=tuple(self.calls.values()), results=tuple(results))
+
+
+def _results(jobs: Sequence[tuple[Request, Call]], hook: Execute, seconds: float, at_once: int) -> list[Result]:
+    """One result per job, in order. The function's mistakes are results too; one that takes too long is left alone."""
     results: list[Result] = []
     for start in range(0, len(jobs), at_once):
         batch = jobs[start : start + at_once]
@@ -45,11 +96,6 @@ def carried_out(jobs: Sequence[tuple[Request, Call]], hook: Execute, seconds: fl
             given = box[:1]
             results.append(given[0] if given else Result(call, None, f"no result within {seconds:g} seconds"))
     return results
-
-
-def told(results: Sequence[Result]) -> str:
-    """Results as lines for a model, numbered from 1."""
-    return "\n".join(f"{number}. {_line(result)}" for number, result in enumerate(results, 1))
 
 
 def _carry_out(request: Request, call: Call, hook: Execute, box: list[Result]) -> None:

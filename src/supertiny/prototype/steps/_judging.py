@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
-from supertiny.core.records import Answer, Completion, Grammar, Prompt, Verdict, said
+from supertiny.core.records import Completion, Grammar, Prompt, Verdict, said
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.prompting import function_list
 from supertiny.prototype.steps._executing import told
@@ -34,14 +33,6 @@ def judgement_prompt(trace: Trace, guidelines: str, bench: Bench) -> Prompt:
     lines = [f"Request: {request}", f"Answer: {answer} {trace.text}".rstrip()]
     lines += [f"Results:\n{told(trace.results)}"] if trace.results else []
     return Prompt(({"role": "system", "content": words}, {"role": "user", "content": "\n".join(lines)}), shared=1)
-
-
-def second_prompt(trace: Trace, reason: str, bench: Bench) -> Prompt:
-    """The request once more, with the answer and why it was failed."""
-    first = bench.prompt(replace(trace, candidates=()))
-    wrong = f"That is wrong: {reason} Write the right call for the same request, or {bench.form.write(Answer())}."
-    turns = ({"role": "assistant", "content": trace.raw}, {"role": "user", "content": wrong})
-    return Prompt((*first.messages, *turns), shared=first.shared)
 
 
 def read_judgement(completion: Completion) -> Verdict:

@@ -1,8 +1,7 @@
-"""Which rows are most like a query, and not like each other; latent topics of TF-IDF vectors."""
+"""Which rows are most like a query, and not like each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,28 +39,6 @@ def _diverse(near: Vectors, pool: Any, rows: Any, k: int, diversity: float) -> l
         free[best] = False
         like_chosen = np.maximum(like_chosen, between[best])
     return chosen
-
-
-def latent(texts: Any, dimensions: int, seed: int) -> Callable[[Any], Vectors]:
-    """A function from TF-IDF vectors to topics (count, d) of length 1, as found in the vectors of `texts`.
-
-    Paper: Deerwester et al., Indexing by Latent Semantic Analysis, 1990.
-    """
-    from sklearn.decomposition import TruncatedSVD
-
-    least = min(texts.shape) - 1
-    if least < 2:  # of so few texts there are no topics
-        return _dense
-    topics = TruncatedSVD(min(dimensions, least), random_state=seed).fit(texts)
-    return lambda vectors: unit(topics.transform(vectors))
-
-
-def unit(vectors: Any) -> Vectors:
-    """The same vectors at length 1; a zero stays zero."""
-    dense = np.asarray(vectors, dtype=np.float32)
-    length = np.linalg.norm(dense, axis=1, keepdims=True)
-    scaled: Vectors = np.divide(dense, length, out=np.zeros_like(dense), where=length > 0)
-    return scaled
 
 
 def _dense(matrix: Any) -> Vectors:

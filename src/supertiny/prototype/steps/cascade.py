@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from supertiny.core.errors import UserError
-from supertiny.core.methods import build, cards, own_methods
-from supertiny.core.task import STEPS
 from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.steps._within import calls_within, steps_within
 
 _DOUBTFUL_SHARE = 0.3  # of requests, where nothing else is known
 
@@ -33,11 +32,7 @@ class Cascade:
 
     @property
     def calls_per_request(self) -> float:
-        names = [block if isinstance(block, str) else block["method"] for block in self.steps]
-        known = [build("steps", block) for block, name in zip(self.steps, names, strict=True) if name in cards("steps")]
-        # A step of the task's own is taken to ask once.
-        calls = len(names) - len(known) + sum(step.calls_per_request for step in known)
-        return float((1 + _DOUBTFUL_SHARE) * calls)
+        return (1 + _DOUBTFUL_SHARE) * calls_within(self.steps)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -58,9 +53,8 @@ class Cascade:
 
     def _answered(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         done = list(traces)
-        own = own_methods("steps", bench.task.folder / STEPS)
-        for block in self.steps if traces else ():
-            done = build("steps", block, "cascade.steps", own).run(done, bench)
+        for step in steps_within(self.steps, bench.task, "cascade.steps") if traces else ():
+            done = step.run(done, bench)
         return [replace(trace, by=bench.engine.name) for trace in done]
 
     def _is_doubtful(self, trace: Trace, bench: Bench) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from supertiny.core.records import Answer, Prompt, Sampling
+from supertiny.core.records import Sampling
 from supertiny.prototype.bench import Bench, Trace
 
 
@@ -26,26 +26,11 @@ class Check:
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         complaints = {place: said for place, trace in enumerate(traces) if (said := bench.complaint(trace))}
         failed = [traces[place] for place in complaints]
-        prompts = [self._again(trace, said, bench) for trace, said in zip(failed, complaints.values(), strict=True)]
+        prompts = [bench.again(trace, said) for trace, said in zip(failed, complaints.values(), strict=True)]
         tools = [bench.tools_of(trace) for trace in failed]
         checked = list(traces)
-        for place, second in zip(
-            complaints, bench.call(failed, prompts, Sampling(self.max_tokens), tools), strict=True
-        ):
-            mended = second.calls is not None and not bench.complaint(second)
-            checked[place] = (
-                replace(second, tool=None, candidates=(), results=()) if mended else traces[place].billed_as(second)
-            )
+        seconds = bench.call(failed, prompts, Sampling(self.max_tokens), tools)
+        for place, second in zip(complaints, seconds, strict=True):
+            mended = not bench.complaint(second)
+            checked[place] = replace(second, tool=None, candidates=()) if mended else traces[place].billed_as(second)
         return checked
-
-    def _again(self, trace: Trace, complaint: str, bench: Bench) -> Prompt:
-        first = bench.prompt(replace(trace, candidates=()))  # perhaps the right function was left out
-        none = bench.form.write(Answer())
-        turns = (
-            {"role": "assistant", "content": trace.raw},
-            {
-                "role": "user",
-                "content": f"That is wrong: {complaint}. Write the right call for the same request, or {none}.",
-            },
-        )
-        return Prompt((*first.messages, *turns), shared=first.shared)

@@ -2,7 +2,8 @@
 
 Paper: Yao et al., ReAct, 2022, arXiv:2210.03629, where `rounds` lets the model go on with what it has learnt.
 Use when: hooks.py has `execute`, and a call's result says whether it was right, or what to call next.
-Differs from the paper: the model writes calls alone, no thoughts between them.
+Differs from the paper: the model writes calls alone, no thoughts between them; a call may wait for others, as `plan`
+writes them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from pydantic import Field
 from supertiny.core.records import Answer, Call, Prompt, Sampling
 from supertiny.core.scoring import plain_call
 from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.steps._executing import carried_out, hook_of, told
+from supertiny.prototype.prompting import going_on
+from supertiny.prototype.steps._executing import carried_out, told
 
 
 @dataclass(frozen=True)
 class Execute:
     """Calls that have a result already are not carried out again; a run that goes on carries out again what it redoes.
 
-    A call that failed is dropped when the model, shown the failure, calls the same function anew.
+    References such as $1 become the results that they stand for; independent calls are carried out together. A call
+    that failed is dropped when the model, shown the failure, calls the same function anew.
     """
 
     seconds: Annotated[float, Field(gt=0)] = 10.0
@@ -45,49 +48,30 @@ class Execute:
         if not bench.spends:
             return list(traces)
         done = self._carried_out(traces, bench)
-        open_ = [place for place, trace in enumerate(done) if trace.calls]
+        counts = {place: [len(trace.calls)] for place, trace in enumerate(done) if trace.calls}
+        open_ = list(counts)
         for _ in range(self.rounds):
             if not open_:
                 break
             shown = [done[place] for place in open_]
             tools = [bench.tools_of(trace) for trace in shown]
-            prompts = [_next_prompt(trace, bench) for trace in shown]
-            drawn = bench.call(shown, prompts, Sampling(self.max_tokens), tools)
+            drawn = bench.call(shown, [_next_prompt(t, bench) for t in shown], Sampling(self.max_tokens), tools)
             grown = [_grown(before, after, bench) for before, after in zip(shown, drawn, strict=True)]
-            still = [
-                place
-                for place, a, b in zip(open_, shown, grown, strict=True)
-                if len(b.calls or ()) > len(a.calls or ())
-            ]
             for place, trace in zip(open_, self._carried_out(grown, bench), strict=True):
                 done[place] = trace
-            open_ = still
-        return [_mended(trace) for trace in done]
+                counts[place].append(len(trace.calls or ()))
+            open_ = [place for place in open_ if counts[place][-1] > counts[place][-2]]
+        return [_mended(trace, counts.get(place, [])) for place, trace in enumerate(done)]
 
     def _carried_out(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        jobs = [
-            (place, call) for place, trace in enumerate(traces) for call in (trace.calls or ())[len(trace.results) :]
-        ]
-        hook = hook_of(bench.task)
-        pairs = [(traces[place].request, call) for place, call in jobs]
-        done = list(traces)
-        for (place, _), result in zip(jobs, carried_out(pairs, hook, self.seconds, self.at_once), strict=True):
-            done[place] = replace(done[place], results=(*done[place].results, result))
-        return done
+        return carried_out(traces, bench.task, self.seconds, self.at_once)
 
 
 def _next_prompt(trace: Trace, bench: Bench) -> Prompt:
-    first = bench.prompt(trace)
     none = bench.form.write(Answer())
-    turns = (
-        {"role": "assistant", "content": bench.form.write(Answer(trace.calls or ()))},
-        {
-            "role": "user",
-            "content": f"Results:\n{told(trace.results)}\n"
-            f"Write the calls that the same request still needs, or {none} when it needs no more.",
-        },
-    )
-    return Prompt((*first.messages, *turns), shared=first.shared)
+    words = f"Write the calls that the same request still needs, or {none} when it needs no more."
+    written = bench.form.write(Answer(trace.calls or ()))
+    return going_on(bench.prompt(trace), written, f"Results:\n{told(trace.results)}\n{words}")
 
 
 def _grown(before: Trace, after: Trace, bench: Bench) -> Trace:
@@ -102,16 +86,16 @@ def _grown(before: Trace, after: Trace, bench: Bench) -> Trace:
     return replace(before, calls=(*(before.calls or ()), *more), text=after.text or before.text).billed_as(after)
 
 
-def _mended(trace: Trace) -> Trace:
-    """Without the calls that failed and were made anew."""
-    calls = trace.calls or ()
-    dropped = {
-        place
-        for place, result in enumerate(trace.results)
-        if result.error and any(later.tool == result.call.tool for later in calls[place + 1 :])
-    }
-    if not dropped:
+def _mended(trace: Trace, counts: Sequence[int]) -> Trace:
+    """Without the calls that failed and were made anew; `counts` are the numbers of calls after each round."""
+
+    def is_dropped(place: int) -> bool:
+        failed = trace.results[place]
+        shown = next(count for count in counts if count > place)  # calls that the model saw with this one
+        return bool(failed.error) and any(call.tool == failed.call.tool for call in (trace.calls or ())[shown:])
+
+    kept = [place for place in range(len(trace.results)) if not is_dropped(place)]
+    if len(kept) == len(trace.results):
         return trace
-    kept = [place for place in range(len(calls)) if place not in dropped]
-    results = tuple(result for place, result in enumerate(trace.results) if place not in dropped)
-    return replace(trace, calls=tuple(calls[place] for place in kept), results=results)
+    calls, results = trace.calls or (), trace.results
+    return replace(trace, calls=tuple(calls[p] for p in kept), results=tuple(results[p] for p in kept))

@@ -19,7 +19,7 @@ from supertiny.core.records import Sampling, Verdict
 from supertiny.core.task import GUIDELINES
 from supertiny.prototype.agreement import Agreement, measure_agreement
 from supertiny.prototype.bench import Bench, StepCost, Trace
-from supertiny.prototype.steps._judging import GRAMMAR, judgement_prompt, read_judgement, second_prompt
+from supertiny.prototype.steps._judging import GRAMMAR, judgement_prompt, read_judgement
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Judge:
         ]
         if not self.hand_back or not failed:
             return failed
-        prompts = [second_prompt(trace, verdict.reason, bench) for trace, verdict in zip(traces, verdicts, strict=True)]
+        reasons = [verdict.reason.strip().rstrip(".") for verdict in verdicts]
+        prompts = [bench.again(trace, reason) for trace, reason in zip(traces, reasons, strict=True)]
         drawn = bench.call(traces, prompts, Sampling(self.max_tokens), [bench.tools_of(t) for t in traces])
         open_ = [place for place, trace in enumerate(drawn) if not bench.complaint(trace)]
         again, second = self._judged([drawn[place] for place in open_], bench)

@@ -6,14 +6,12 @@ Use when: you want to know what the model does unaided, or there is no labelled 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from supertiny.core.methods import build
 from supertiny.core.protocols import Format
 from supertiny.core.records import Answer, Completion, Prompt, Sampling, Tool
 from supertiny.core.scoring import typed
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.bench import Bench, Trace, mean_logprob
 from supertiny.prototype.prompting import plain_instructions
 
 
@@ -23,13 +21,11 @@ class Plain:
 
     max_tokens: int = 128
     """Tokens that an answer may have."""
-    format: Any = field(default=None, metadata={"family": "formats"})
-    """How calls are written; as in the rest of the pipeline where it is not given."""
 
     calls_per_request = 1.0
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        form = bench.form if self.format is None else build("formats", self.format)
+        form = bench.form
         tools = [bench.tools_of(trace) for trace in traces]
         words = [plain_instructions(bench.task.description, form, known) for known in tools]
         prompts = [
@@ -39,7 +35,7 @@ class Plain:
         grammars = [form.grammar(known) for known in tools]
         paid, done = bench.complete(traces, prompts, Sampling(self.max_tokens), grammars)
         return [
-            replace(trace.answered(one.text, _read(one, form, known)), logprob=_mean_logprob(one))
+            replace(trace.answered(one.text, _read(one, form, known)), logprob=mean_logprob(one))
             for trace, one, known in zip(paid, done, tools, strict=True)
         ]
 
@@ -51,7 +47,3 @@ def _read(completion: Completion, form: Format, tools: Sequence[Tool]) -> Answer
     except ValueError:
         return None
     return read if completion.finish == "stop" or not read.calls else None
-
-
-def _mean_logprob(completion: Completion) -> float | None:
-    return None if completion.logprob is None else completion.logprob / max(1, completion.tokens_out)

@@ -1,26 +1,24 @@
-"""Writes several calls of which later ones may use earlier ones' results; independent ones are carried out together.
+"""Writes several calls of which later ones may use earlier ones' results; `execute` then carries them out.
 
 Paper: Kim et al., An LLM Compiler for Parallel Function Calling, 2023, arXiv:2312.04511; Wang et al., DART-LLM, 2024,
 arXiv:2411.09022, for the explicit dependencies.
-Use when: a request needs what another call finds out; without `execute` in hooks.py a plan is a list of calls.
+Use when: a request needs what another call finds out; without `execute` after it a plan is a list of calls.
 Differs from the paper: calls are numbered by their order in the answer; a plan is made anew only where it is invalid.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-from pydantic import Field
+from typing import Any
 
 from supertiny.core.protocols import Format
 from supertiny.core.records import Answer, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.steps._executing import carried_out
-from supertiny.prototype.steps._graph import Running, listed, opened, plan_problem
+from supertiny.prototype.prompting import going_on
+from supertiny.prototype.steps._references import WHOLE, plan_problem, said_in
 
 _RULES = (
     "Calls are numbered from 1 in the order in which you write them. Where an argument is the result of another call, "
@@ -30,49 +28,38 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One answer per request; a plan that cannot be carried out is handed back once."""
+    """One answer per request that was not routed to "none".
+
+    A plan in which calls wait for each other, or for one that is not there, is handed back once; then it is no answer.
+    """
 
     max_tokens: int = 192
     """Tokens that a plan may have."""
-    seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Time that a call may take where it is carried out; then its result is an error."""
-    at_once: Annotated[int, Field(ge=1)] = 8
-    """Calls that are carried out at a time, each in a thread of its own; 1 where the function bears no other."""
 
     calls_per_request = 1.1
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        planned = self._asked(traces, [_prompt(trace, bench) for trace in traces], bench)
-        problems = [plan_problem(trace.calls or (), _said(trace.request)) for trace in planned]
-        wrong = [place for place, problem in enumerate(problems) if problem]
-        if wrong:
-            prompts = [_again(planned[place], problems[place], bench) for place in wrong]
-            for place, second in zip(
-                wrong, self._asked([planned[place] for place in wrong], prompts, bench), strict=True
-            ):
-                mended = second.calls is not None and not plan_problem(second.calls, _said(second.request))
-                kept = second if mended else planned[place].billed_as(second)
-                planned[place] = kept if mended else kept.noted(f"plan: {problems[place]}")
-        if bench.task.execute is None or not bench.spends:
-            return planned
-        return self._carried_out(planned, bench)
+        todo = [place for place, trace in enumerate(traces) if trace.tool != ""]
+        given = [traces[place] for place in todo]
+        planned = self._asked(given, [_prompt(trace, bench) for trace in given], bench)
+        problems = {number: problem for number, trace in enumerate(planned) if (problem := _problem(trace))}
+        wrong = [planned[number] for number in problems]
+        prompts = [_again(trace, problem, bench) for trace, problem in zip(wrong, problems.values(), strict=True)]
+        for number, second in zip(problems, self._asked(wrong, prompts, bench), strict=True):
+            if second.calls is None or _problem(second):
+                nothing = planned[number].answered(planned[number].raw, None).billed_as(second)
+                second = nothing.noted(f"plan: {problems[number]}")
+            planned[number] = second
+        done = list(traces)
+        for place, trace in zip(todo, planned, strict=True):
+            done[place] = trace
+        return done
 
     def _asked(self, traces: Sequence[Trace], prompts: Sequence[Prompt], bench: Bench) -> list[Trace]:
         known = [bench.tools_of(trace) for trace in traces]
         at = replace(bench, form=_Numbered(bench.form))
-        drawn = at.call(traces, prompts, Sampling(self.max_tokens), [opened(tools) for tools in known])
+        drawn = at.call(traces, prompts, Sampling(self.max_tokens), [_opened(tools) for tools in known])
         return [_typed(trace, tools) for trace, tools in zip(drawn, known, strict=True)]
-
-    def _carried_out(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        """All requests' calls that wait for nothing, then those that waited for these, and so on."""
-        assert bench.task.execute is not None
-        runs = [Running(trace, _said(trace.request)) for trace in traces]
-        while jobs := [(run, number, call) for run in runs for number, call in run.ready()]:
-            pairs = [(run.trace.request, call) for run, _, call in jobs]
-            results = carried_out(pairs, bench.task.execute, self.seconds, self.at_once)
-            for (run, number, _), result in zip(jobs, results, strict=True):
-                run.results[number] = result
-        return [run.finished() for run in runs]
 
 
 class _Numbered:
@@ -92,7 +79,21 @@ class _Numbered:
         return self._form.decode(re.sub(r"(?m)^\s*\d+[.)]\s+", "", text))
 
     def grammar(self, tools: Sequence[Tool]) -> Grammar | None:
-        return self._form.grammar(listed(tools))
+        """Of opened functions; references are $1 to $9 and have no parts, which is what a grammar can state."""
+        few = {"enum": [f"${number}" for number in range(1, 10)]}
+        known = [_with_properties(tool, lambda schema: {"anyOf": [schema["anyOf"][0], few]}) for tool in tools]
+        return self._form.grammar(known)
+
+
+def _opened(tools: Sequence[Tool]) -> list[Tool]:
+    """The same functions, whose arguments may also be references."""
+    free = {"type": "string", "pattern": f"^{WHOLE}$"}
+    return [_with_properties(tool, lambda schema: {"anyOf": [schema, free]}) for tool in tools]
+
+
+def _with_properties(tool: Tool, change: Callable[[Any], Any]) -> Tool:
+    properties = {name: change(schema) for name, schema in tool.parameters.get("properties", {}).items()}
+    return Tool(tool.name, tool.description, {**tool.parameters, "properties": properties})
 
 
 def _prompt(trace: Trace, bench: Bench) -> Prompt:
@@ -102,19 +103,15 @@ def _prompt(trace: Trace, bench: Bench) -> Prompt:
 
 
 def _again(trace: Trace, problem: str, bench: Bench) -> Prompt:
-    first = _prompt(trace, bench)
-    turns = (
-        {"role": "assistant", "content": trace.raw},
-        {"role": "user", "content": f"That is wrong: {problem}. Write all calls for the same request again."},
-    )
-    return replace(first, messages=(*first.messages, *turns))
+    words = f"That is wrong: {problem}. Write all calls for the same request again."
+    return going_on(_prompt(trace, bench), trace.raw, words)
+
+
+def _problem(trace: Trace) -> str:
+    return plan_problem(trace.calls or (), said_in(trace.request))
 
 
 def _typed(trace: Trace, tools: Sequence[Tool]) -> Trace:
     if trace.calls is None:
         return trace
     return replace(trace, calls=typed(Answer(trace.calls), {tool.name: tool for tool in tools}).calls)
-
-
-def _said(request: Request) -> str:
-    return "\n".join(str(message.get("content") or "") for message in request.messages)

@@ -3,7 +3,7 @@
 Paper: Yang et al., Improving Probability-based Prompt Selection Through Unified Evaluation and Analysis, 2023,
 arXiv:2305.14877, whose calibration by marginalisation `logprob` uses.
 Use when: there are many functions; the arguments can then be filled under the one function's schema.
-Differs from the paper: the mean is over all requests with the same functions so far, and is used from the eighth on.
+Differs from the paper: the mean is over the requests that are answered together, where eight have the same functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pydantic import Field
 
 from supertiny.core.records import Answer, Grammar, Sampling
 from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.steps._labels import Marginals, Shares, label_shares, label_text
+from supertiny.prototype.label_shares import Shares, calibrated, label_shares
+
+_LEAST_REQUESTS = 8  # a mean over fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Route:
     """One short completion per request; what it has read of the prompt is reused by `fill`.
 
     A request that needs several functions keeps them: `fill` accepts further calls beside the chosen function's.
-    `logprob` reads the prompt once for each function: it suits engines that share what they have read.
+    `logprob` reads a prompt for each function: it suits few functions, or engines that share what they have read. The
+    engine openvino does not, and loads its model anew whenever scoring and writing take turns.
     """
 
     max_tokens: int = 16
@@ -35,8 +38,6 @@ class Route:
     """What decides: one completion that is a function's name, or the log-probability of each name, all in one batch."""
     calibrate: bool = True
     """With `logprob`: whether each function's probability is divided by its mean over requests."""
-    length: Literal["sum", "mean"] = "sum"
-    """With `logprob`: whether a name counts by the sum or the mean of its tokens' log-probabilities."""
     keep: Annotated[int, Field(ge=1)] = 1
     """With `logprob`: functions that are left to choose from; of several, later steps see these alone."""
 
@@ -71,14 +72,9 @@ class Route:
 
     def _by_logprob(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         labels = [("", *(tool.name for tool in bench.tools_of(trace))) for trace in traces]
-        texts = [[label_text(bench.form, name) for name in names] for names in labels]
-        paid, scores = bench.score(traces, [bench.prompt(trace) for trace in traces], texts)
-        shares = [label_shares(own, self.length == "mean") for own in scores]
+        paid, shares = label_shares(traces, labels, bench)
         if self.calibrate:
-            seen = Marginals.of(bench.shelf, f"{bench.engine.name} {bench.form} {self}")
-            for names, own in zip(labels, shares, strict=True):
-                seen.see(names, own)
-            shares = [seen.calibrated(names, own) for names, own in zip(labels, shares, strict=True)]
+            shares = _calibrated_together(labels, shares)
         return [self._routed(*row, none=bench.form.write(Answer())) for row in zip(paid, labels, shares, strict=True)]
 
     def _routed(self, trace: Trace, names: Sequence[str], shares: Shares, none: str) -> Trace:
@@ -89,3 +85,14 @@ class Route:
         # Whether a call is made at all is left to `fill`: it may write none whatever the candidates are.
         kept = tuple(name for name in order[: self.keep] if name)
         return replace(trace, tool=None, candidates=kept, calls=None, raw=" ".join(kept))
+
+
+def _calibrated_together(labels: Sequence[tuple[str, ...]], shares: Sequence[Shares]) -> list[Shares]:
+    """Each request's shares, calibrated by those of all that had the same functions to choose from."""
+    found = list(shares)
+    for names in set(labels):
+        alike = [place for place, own in enumerate(labels) if own == names]
+        if len(alike) >= _LEAST_REQUESTS:
+            for place, row in zip(alike, calibrated(np.stack([shares[place] for place in alike])), strict=True):
+                found[place] = row
+    return found

@@ -1,4 +1,4 @@
-"""Tables become tasks that load: labels, arguments and calls; what is broken is told by row."""
+"""Examples, tables and conversations become tasks that load; what is broken is told by row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from supertiny.core.errors import UserError, UserErrors
+from supertiny.core.recipe import read_recipe
 from supertiny.core.records import Call
 from supertiny.core.tables import Table, read_table
 from supertiny.core.task import Task, load_task
+from supertiny.core.task_import import Columns, copy_example, new_task
 from supertiny.core.task_rows import SPLITS
-from supertiny.core.task_splits import read_sizes
-from supertiny.core.task_tables import Columns, new_from_table
 
 ANIMALS = ("cat", "dog", "fox", "hen", "owl", "rat", "bee", "ant", "cow", "pig", "yak", "emu", "eel", "cod", "jay")
 PLACES = ["attic", "barn", "cellar", "den", "east", "field", "garden", "hall"]
@@ -50,7 +50,7 @@ def answers(task: Task) -> dict[str, tuple[Call, ...]]:
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_labels_become_one_function_with_all_of_them(tmp_path: Path, name: str) -> None:
     rows = [{"text": text, "label": f"kind {n % 4}"} for n, text in enumerate(requests())]
-    counts = new_from_table(table(tmp_path, rows, name), Columns(), tmp_path / "task", seed=3)
+    counts = new_task(table(tmp_path, rows, name), tmp_path / "task", seed=3)
     task = load_task(tmp_path / "task")
     (tool,) = task.tools
     assert (tool.name, tool.parameters["required"]) == ("classify", ["label"])
@@ -67,25 +67,17 @@ def test_labels_become_one_function_with_all_of_them(tmp_path: Path, name: str) 
 def test_the_seed_decides_and_sizes_are_kept(tmp_path: Path) -> None:
     rows = [{"text": text, "label": f"kind {n % 2}"} for n, text in enumerate(requests())]
     made = table(tmp_path, rows)
-    sizes = read_sizes("labelled=30, test=20")
-    first = new_from_table(made, Columns(), tmp_path / "a", seed=1, sizes=sizes)
+    sizes = {"labelled": 30, "test": 20}
+    first = new_task(made, tmp_path / "a", seed=1, sizes=sizes)
     assert (first["labelled"], first["test"], sum(first.values())) == (30, 20, 120)
     assert first["unlabelled"] == pytest.approx(3 * first["valid"], abs=2)  # the rest by their usual shares
-    new_from_table(made, Columns(), tmp_path / "b", seed=1, sizes=sizes)
-    new_from_table(made, Columns(), tmp_path / "c", seed=2, sizes=sizes)
+    new_task(made, tmp_path / "b", seed=1, sizes=sizes)
+    new_task(made, tmp_path / "c", seed=2, sizes=sizes)
     texts = {name: (tmp_path / name / "test.jsonl").read_bytes() for name in "abc"}
     assert texts["a"] == texts["b"] != texts["c"]
     with pytest.raises(UserError, match="120 different requests, too few for labelled 300"):
-        new_from_table(made, Columns(), tmp_path / "d", sizes={"labelled": 300})
+        new_task(made, tmp_path / "d", sizes={"labelled": 300})
     assert not (tmp_path / "d").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"), [("labeled=3", "did you mean 'labelled'"), ("test=0", "SPLIT=ROWS"), ("test", "SPLIT=ROWS")]
-)
-def test_sizes_that_cannot_be_are_told(text: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read_sizes(text)
 
 
 def test_the_same_request_is_taken_once_and_twins_stay_on_one_side(tmp_path: Path) -> None:
@@ -93,19 +85,9 @@ def test_the_same_request_is_taken_once_and_twins_stay_on_one_side(tmp_path: Pat
     twins = [{**row, "text": row["text"].upper() + " !"} for row in rows]
     near = [{**row, "text": f"please tell me kindly where it is that {row['text']} at night"} for row in rows]
     nearer = [{**row, "text": row["text"].replace("tell me", "tell  mee")} for row in near]
-    counts = new_from_table(table(tmp_path, [*rows, *twins, *near, *nearer]), Columns(), tmp_path / "task")
+    counts = new_task(table(tmp_path, [*rows, *twins, *near, *nearer]), tmp_path / "task")
     assert sum(counts.values()) == 3 * len(rows)
     load_task(tmp_path / "task")  # it refuses leaks
-
-
-def test_numbers_of_classes_become_their_names(tmp_path: Path) -> None:
-    rows = tuple({"text": text, "label": n % 2} for n, text in enumerate(requests()))
-    places = tuple(map(str, range(len(rows))))
-    made = Table("data", ("text", "label"), rows, places, labels={"label": ["cold", "hot"]})
-    new_from_table(made, Columns(), tmp_path / "task")
-    given = answers(load_task(tmp_path / "task"))
-    named = {text: call.arguments["label"] for text, (call,) in given.items()}
-    assert named == {row["text"]: ["cold", "hot"][row["label"]] for row in rows}
 
 
 def test_columns_become_arguments_of_their_kinds(tmp_path: Path) -> None:
@@ -122,13 +104,13 @@ def test_columns_become_arguments_of_their_kinds(tmp_path: Path) -> None:
         for n, text in enumerate(requests())
     ]
     rows[5] |= dict.fromkeys(list(rows[0])[1:], "")
-    columns = Columns(text="q", arguments=("place", "night", "price", "code", "tags", "sure"), function="note")
-    new_from_table(table(tmp_path, rows, "rows.csv"), columns, tmp_path / "task")
+    columns = Columns(text="q", arguments=("place", "night", "price", "code", "tags", "sure"))
+    new_task(table(tmp_path, rows, "rows.csv"), tmp_path / "task", columns)
     task = load_task(tmp_path / "task")
     (tool,) = task.tools
     kinds = {name: schema["type"] for name, schema in tool.parameters["properties"].items()}
     assert (tool.name, kinds) == (
-        "note",
+        "extract",
         {
             "place": "string",
             "night": "integer",
@@ -159,7 +141,7 @@ def test_calls_as_text_or_values_and_tools_of_each_row(tmp_path: Path) -> None:
         return {"text": text, "answers": json.dumps([call]) if n % 2 else call, "tools": json.dumps(tools)}
 
     rows = [row(n, text) for n, text in enumerate(requests())]
-    new_from_table(table(tmp_path, rows), Columns(calls="answers"), tmp_path / "task")
+    new_task(table(tmp_path, rows), tmp_path / "task", Columns(calls="answers"))
     task = load_task(tmp_path / "task")
     assert {tool.name for tool in task.tools} == {"f0", "f1", "f2", "f3"}
     assert answers(task) == {row["text"]: (Call(f"f{n % 3}", {"n": n}),) for n, row in enumerate(rows)}
@@ -174,7 +156,7 @@ def test_tools_that_all_rows_share_are_the_tasks(tmp_path: Path) -> None:
     rows = [
         {"text": t, "calls": [{"name": "f", "arguments": {"n": n}}], "tools": tools} for n, t in enumerate(requests())
     ]
-    new_from_table(table(tmp_path, rows), Columns(), tmp_path / "task")
+    new_task(table(tmp_path, rows), tmp_path / "task")
     task = load_task(tmp_path / "task")
     assert [tool.description for tool in task.tools] == ["does it"]
     assert not any(e.request.tools for split in SPLITS for e in getattr(task, split))
@@ -185,7 +167,7 @@ def test_chats_in_a_table_are_logs(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "no"}]} for text in requests()
     ]
     rows[0]["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": "{}"}}]  # type: ignore[assignment]
-    new_from_table(table(tmp_path, rows), Columns(), tmp_path / "task")
+    new_task(table(tmp_path, rows), tmp_path / "task")
     assert [tool.name for tool in load_task(tmp_path / "task").tools] == ["f"]
 
 
@@ -201,7 +183,7 @@ def test_chats_in_a_table_are_logs(tmp_path: Path) -> None:
 def test_columns_that_are_not_there_are_told(tmp_path: Path, columns: Columns, words: str) -> None:
     made = table(tmp_path, [{"text": text, "label": "a"} for text in requests()])
     with pytest.raises(UserError) as told:
-        new_from_table(made, columns, tmp_path / "task")
+        new_task(made, tmp_path / "task", columns)
     assert words.format(made.source) in str(told.value)
     assert not (tmp_path / "task").exists()
 
@@ -209,8 +191,8 @@ def test_columns_that_are_not_there_are_told(tmp_path: Path, columns: Columns, w
 def test_a_table_whose_answer_is_not_said(tmp_path: Path) -> None:
     made = table(tmp_path, [{"utterance": text, "intent": "a"} for text in requests()])
     with pytest.raises(UserErrors) as told:
-        new_from_table(made, Columns(), tmp_path / "task")
-    text, answer = (str(error) for error in told.value.errors)
+        new_task(made, tmp_path / "task")
+    answer, text = (str(error) for error in told.value.errors)
     assert "--text: " in text
     assert "has no column 'text'" in text
     assert "say --label, --argument or --calls; its columns: utterance, intent" in answer
@@ -229,15 +211,15 @@ def test_broken_rows_are_told_with_their_place_or_left_out(tmp_path: Path) -> No
     rows[5]["tools"] = [{"name": "f", "parameters": {"type": "object", "properties": {"n": {"$ref": "#"}}}}]
     made = table(tmp_path, rows)
     with pytest.raises(UserErrors) as told:
-        new_from_table(made, Columns(), tmp_path / "task")
+        new_task(made, tmp_path / "task")
     lines = [str(error) for error in told.value.errors]
     for line, place, words in zip(
         lines,
         range(2, 7),
         (
-            "'text' is empty",
-            "broken JSON",
-            'a call must be {"name", "arguments"}',
+            "'text' holds no text: ' '",
+            "broken JSON within: ",
+            "has no 'name'",
             "'many' is not of type 'integer'",
             "is recursive",
         ),
@@ -246,15 +228,15 @@ def test_broken_rows_are_told_with_their_place_or_left_out(tmp_path: Path) -> No
         assert line.startswith(f"{made.source}:{place}: ")
         assert words in line
     assert lines[-1] == f"{made.source}: 5 broken rows in all (--skip-broken leaves them out)"
-    counts = new_from_table(made, Columns(), tmp_path / "task", skip_broken=True)
+    counts = new_task(made, tmp_path / "task", skip_broken=True)
     assert sum(counts.values()) == len(rows) - 5
 
 
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (lambda n: "one", "every row has the label 'one'"),
-        (lambda n: f"own {n}", "120 labels in 120 rows are no classes (where each row has its own value, say"),
+        (lambda n: "one", "1 different labels in 120 rows (two classes or more"),
+        (lambda n: f"own {n}", "120 different labels in 120 rows (two classes or more, of several rows each"),
         (lambda n: "" if n == 3 else n % 2, "the column 'label' holds no label: ''"),
         (lambda n: None if n == 3 else n % 2, "the column 'label' holds no label: None"),
     ],
@@ -262,14 +244,14 @@ def test_broken_rows_are_told_with_their_place_or_left_out(tmp_path: Path) -> No
 def test_labels_that_are_none_are_told(tmp_path: Path, label: Any, words: str) -> None:
     made = table(tmp_path, [{"text": text, "label": label(n)} for n, text in enumerate(requests())])
     with pytest.raises(UserError) as told:
-        new_from_table(made, Columns(), tmp_path / "task")
+        new_task(made, tmp_path / "task")
     assert words in str(told.value)
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
     made = table(tmp_path, [{"text": f"row {n}", "label": str(n % 2)} for n in range(5)])
     with pytest.raises(UserError, match=r"has 5 different requests \(a task needs at least 8\)"):
-        new_from_table(made, Columns(), tmp_path / "task")
+        new_task(made, tmp_path / "task")
 
 
 @pytest.mark.parametrize("columns", [Columns(), Columns(arguments=("label", "n"))])
@@ -280,7 +262,7 @@ def test_a_data_sets_own_test_stays_its_test(tmp_path: Path, columns: Columns) -
     own[19]["label"] = "kind of its own"
     test = table(tmp_path, [*own, own[0]], "test.csv")
     made = table(tmp_path, [*rows, *twins], "train.csv")
-    counts = new_from_table(made, columns, tmp_path / "task", sizes={"labelled": 30}, test=test)
+    counts = new_task(made, tmp_path / "task", columns, sizes={"labelled": 30}, test=test)
     assert (counts["test"], counts["labelled"], sum(counts.values())) == (20, 30, 140)
     task = load_task(tmp_path / "task")
     assert {example.request.text for example in task.test} == {row["text"] for row in own}
@@ -289,11 +271,102 @@ def test_a_data_sets_own_test_stays_its_test(tmp_path: Path, columns: Columns) -
     else:
         assert "kind of its own" not in json.dumps([tool.to_openai() for tool in task.tools])
     with pytest.raises(UserError, match="test has rows of its own"):
-        new_from_table(made, columns, tmp_path / "more", sizes={"test": 3}, test=test)
+        new_task(made, tmp_path / "more", columns, sizes={"test": 3}, test=test)
 
 
 def test_where_all_sizes_are_said_the_rest_is_left_out(tmp_path: Path) -> None:
     made = table(tmp_path, [{"text": text, "label": f"kind {n % 2}"} for n, text in enumerate(requests())])
-    sizes = read_sizes("labelled=20,unlabelled=20,valid=10,test=10")
-    counts = new_from_table(made, Columns(), tmp_path / "task", sizes=sizes)
+    sizes = {"labelled": 20, "unlabelled": 20, "valid": 10, "test": 10}
+    counts = new_task(made, tmp_path / "task", sizes=sizes)
     assert all(abs(counts[split] - size) <= 1 for split, size in sizes.items())
+
+
+def _log(text: str, call: dict[str, object] | None) -> dict[str, object]:
+    answer: dict[str, object] = {"role": "assistant", "content": "I cannot do that."}
+    after: list[dict[str, object]] = []
+    if call is not None:
+        asked = {"name": "set_lamp", "arguments": json.dumps(call)}
+        answer = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": asked}],
+        }
+        after = [{"role": "tool", "tool_call_id": "1", "content": "ok"}, {"role": "assistant", "content": "Done."}]
+    return {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}, answer, *after]}
+
+
+def test_chat_logs_become_a_task(tmp_path: Path) -> None:
+    animals = ["cat", "dog", "fox", "hen", "owl", "rat", "bee", "ant", "cow", "pig"]
+    logs = [
+        _log(f"set the lamp near the {a} to {n}", {"room": "hall", "level": n}) for n, a in enumerate(animals * 2, 10)
+    ]
+    logs += [_log(f"what does a {a} eat in winter", None) for a in animals]
+    logs += [logs[0]]
+    (tmp_path / "logs.jsonl").write_text("\n".join(json.dumps(row) for row in logs))
+    counts = new_task(read_table(tmp_path / "logs.jsonl"), tmp_path / "task", seed=3)
+    assert sum(counts.values()) == 30
+    task = load_task(tmp_path / "task")
+    assert {tool.name for tool in task.tools} == {"set_lamp"}
+    for example in (*task.labelled, *task.valid, *task.test):
+        assert example.answer is not None
+        assert bool(example.answer.calls) == example.request.text.startswith("set")
+        assert [m["role"] for m in example.request.messages] == ["system", "user"]
+    again = new_task(read_table(tmp_path / "logs.jsonl"), tmp_path / "again", seed=3)
+    assert again == counts
+    assert (tmp_path / "again/test.jsonl").read_bytes() == (tmp_path / "task/test.jsonl").read_bytes()
+
+
+def test_broken_logs_are_told_by_row(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "x"}]}, {"message": 1}]
+    (tmp_path / "logs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(UserErrors) as caught:
+        new_task(read_table(tmp_path / "logs.jsonl"), tmp_path / "task")
+    first, second, last = (str(error) for error in caught.value.errors)
+    assert first.endswith("logs.jsonl:1: has no assistant's message after a user's, so no answer")
+    assert second.endswith("logs.jsonl:2: has no messages")
+    assert last.endswith("2 broken rows in all (--skip-broken leaves them out)")
+    assert not (tmp_path / "task").exists()
+
+
+def test_what_was_asked_after_the_last_answer_is_no_request(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "no"}
+    more = [
+        {"role": "tool", "content": "x"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "y"},
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": text},
+                said,
+                *(more * (n % 2)),
+                {"role": "user", "content": "hello?"},
+            ]
+        }
+        for n, text in enumerate(requests())
+    ]
+    rows[0]["messages"][1] = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    new_task(table(tmp_path, rows), tmp_path / "task")
+    task = load_task(tmp_path / "task")
+    lengths = {len(e.request.messages) for split in SPLITS for e in getattr(task, split)}
+    assert lengths == {1, 4}
+    assert {e.answer.text for e in task.labelled if e.answer} <= {"no", "y", ""}
+
+
+def test_an_example_is_copied_out_and_opens(tmp_path: Path) -> None:
+    copy_example("smart_home", tmp_path / "mine")
+    assert load_task(tmp_path / "mine").tools
+    assert load_task(tmp_path / "mine").name == "mine"
+    with pytest.raises(UserError, match="not empty"):
+        copy_example("smart_home", tmp_path / "mine")
+    with pytest.raises(UserError, match="smart_home"):
+        copy_example("smarthome", tmp_path / "other")
+
+
+def test_a_copied_recipe_runs_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_example("smart_home", Path("mine"))
+    recipe = read_recipe(Path("mine/recipe.yaml"))
+    assert (recipe.name, recipe.task, recipe.folder) == ("mine", Path("mine"), Path("runs/mine"))
+    assert recipe.sections["prototype"]["steps"]

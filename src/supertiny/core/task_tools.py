@@ -1,27 +1,43 @@
-"""Functions that calls speak of: names, arguments and types, found in rows that came without a list of functions."""
+"""A task's functions: read as other programs list them, or inferred from the calls that speak of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.files import read_rows
 from supertiny.core.records import Call, Tool
+from supertiny.core.schemas import with_known_types
 from supertiny.core.task_rows import SPLITS
+from supertiny.core.verifying import check_schema
 
 # A text argument is an enum where it has few values that come again and again; names and free text are not.
 ENUM_VALUES, ENUM_REPEATS = 20, 3.0
 INTEGER, NUMBER = "integer", "number"
 
 
+def read_tools(value: Any) -> list[Tool]:
+    """Functions that a row brings along: a list in OpenAI's format, the same as JSON text, or nothing.
+
+    Types that are named as Python names them are put into JSON Schema's words. Raises ValueError where one is none.
+    """
+    listed = json.loads(value) if isinstance(value, str) and value.strip() else value or []
+    if not isinstance(listed, list):
+        raise ValueError(f"tools must be a list; found {type(listed).__name__}")
+    tools = [Tool.from_openai(with_known_types(tool)) for tool in listed]
+    problem = next(filter(None, map(check_schema, tools)), "")
+    if problem:
+        raise ValueError(problem)
+    return tools
+
+
 def tools_from(labelled: Path) -> list[Tool]:
     """The functions that the calls of a JSONL file and of the splits beside it speak of, with inferred JSON Schema.
 
-    All splits are read, so that the schema refuses no split's gold. This leaks nothing of test: from it come names of
-    functions and arguments and types alone, which a task states to everybody; no value of test stands in the schema,
-    and a list of values that test leaves is not written at all.
+    All splits are read, so that the schema refuses no split's gold; see `infer_tools` for what it tells of test.
     """
     errors: list[UserError] = []
     calls = {"labelled": _calls_of(labelled, errors)}
@@ -30,10 +46,10 @@ def tools_from(labelled: Path) -> list[Tool]:
         if path.is_file() and path.resolve() != labelled.resolve():
             calls[split] = calls.get(split, []) + _calls_of(path, errors)
     if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+        raise UserErrors(errors)
     if not any(calls.values()):
         raise UserError(f"{labelled} has no calls to infer functions from")
-    return inferred_tools(calls)
+    return infer_tools(calls)
 
 
 def _calls_of(path: Path, errors: list[UserError]) -> list[Call]:
@@ -46,22 +62,18 @@ def _calls_of(path: Path, errors: list[UserError]) -> list[Call]:
     return calls
 
 
-def inferred_tools(calls: Mapping[str, Sequence[Call]]) -> list[Tool]:
-    learned = [call for split in calls if split != "test" for call in calls[split]]
-    return infer_tools(learned, calls.get("test", ()))
+def infer_tools(calls: Mapping[str, Sequence[Call]]) -> list[Tool]:
+    """One tool per function name, in alphabetical order, from the calls of each split.
 
-
-def infer_tools(calls: Iterable[Call], hidden: Iterable[Call] = ()) -> list[Tool]:
-    """One tool per function name, in alphabetical order; an argument that all calls have is required.
-
-    Calls in `hidden` (those of test) widen the schema by names and types; their values are not written.
+    An argument that all calls have is required. Test tells names of functions and arguments and types alone, which a
+    task states to everybody: no value of it is written, and a list of values that test leaves is not written at all.
     """
     by_name: dict[str, tuple[list[Any], list[Any]]] = {}
-    for place, group in enumerate((calls, hidden)):
-        for call in group:
+    for split, made in calls.items():
+        for call in made:
             if not isinstance(call.arguments, Mapping):
                 raise UserError(f"arguments of a call of {call.tool!r} are no JSON object: {call.arguments!r}")
-            by_name.setdefault(call.tool, ([], []))[place].append(call.arguments)
+            by_name.setdefault(call.tool, ([], []))[split == "test"].append(call.arguments)
     return [Tool(name, "", _object(*by_name[name])) for name in sorted(by_name)]
 
 
