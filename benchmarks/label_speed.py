@@ -1,11 +1,11 @@
 """Requests labelled per second: the default engine, against a plain loop over llama-cpp-python's own chat call.
 
-Both answer the same real requests with the same messages (task, functions, the six nearest solved examples), held to
-the same JSON Schema, with the same model, greedily. The default engine is used as the pipeline uses it: what was written
-freely and stands in the schema is what the schema would have given, and only the rest is written again under it.
-The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no earlier prompt
-shares at the measured rate of products, and per decoding step of a full batch one reading of the weights at the measured
-memory bandwidth.
+Both answer the same real requests with the same messages (task, functions, the six nearest solved examples), held
+to the same JSON Schema, with the same model, greedily. The default engine is used as the pipeline uses it: what was
+written freely and stands in the schema is what the schema would have given, and only the rest is written again
+under it. The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no
+earlier prompt shares at the measured rate of products, and per decoding step of a full batch one reading of the
+weights at the measured memory bandwidth.
 """
 
 from __future__ import annotations
