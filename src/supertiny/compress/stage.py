@@ -13,7 +13,6 @@ import torch
 
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.gguf import Gguf
-from supertiny.compress.grid import on_grid, settle
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -22,6 +21,7 @@ from supertiny.core.methods import build
 from supertiny.core.records import Answer, Call, Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
+from supertiny.training.grid import is_settled, on_grid, settle
 from supertiny.training.lessons import Lesson, collate, encode_lessons
 from supertiny.training.pupil import Pupil
 
@@ -55,14 +55,10 @@ class _Work:
                 self._reshape(number, block, student, place)
             student = place
             records.append(self._measured(_title(block), student, {"method": _name(block)}))
-        if self._grid() == "q4_0" and Student.open(student).parameters == self.original.parameters:
-            # No cut has led it through the recovery, which is where it learns to live with coarse weights.
-            place = self.folder / f".step-{len(shaping)}"
-            title = f"{_name(self.settings.recovery)} on the grid of {self._grid()}"
-            if not (place / "supertiny.json").exists():
-                self._taught(len(shaping), title, Pupil.open(student), place)
+        place = self.folder / f".step-{len(shaping)}"
+        if (place / "supertiny.json").exists() or self._round(len(shaping), student, place):
             student = place
-            records.append(self._measured(title, student, {"method": _name(self.settings.recovery)}))
+            records.append(self._measured(f"rounded to {self._grid()}", student, {}))
         export = self._export(last, student)
         records.append({**export, "name": _title(last), "method": _name(last)})
         self._settle(student)
@@ -88,13 +84,16 @@ class _Work:
         pupil.model.eval()
         pupil.model = build("reshapers", block, f"compress.steps.{number}").reshape(pupil.model, calibration)
         if pupil.parameters < small:
-            self._taught(number, f"recovering after {_title(block)}", pupil, place)
-        else:
-            self._keep(number, pupil, place)
-
-    def _taught(self, number: int, title: str, pupil: Pupil, place: Path) -> None:
-        self._recover(number, title, pupil)
+            self._recover(number, _title(block), pupil)
         self._keep(number, pupil, place)
+
+    def _round(self, number: int, before: Path, place: Path) -> bool:
+        """Puts the student on the grid of its file, where it can be measured; false where it stands there already."""
+        pupil = Pupil.open(before, "float32")
+        if is_settled(pupil.model, self._grid()):
+            return False
+        self._keep(number, pupil, place)
+        return True
 
     def _keep(self, number: int, pupil: Pupil, place: Path) -> None:
         """Writes a whole folder or none."""
@@ -115,7 +114,7 @@ class _Work:
         )
         total = math.ceil(len(lessons) / learner.rows) * learner.passes
         checkpoint = self.folder / f".recovery-{number}.safetensors"
-        with self.run.progress.task(title, total, "steps") as tick:
+        with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
             done = 0
             with on_grid(pupil.model, self._grid()):
                 for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
