@@ -51,11 +51,6 @@ class _OnGrid(torch.nn.Module):
         return rounded
 
 
-def is_settled(model: Any, type: str) -> bool:
-    """Whether rounding would change none of the matrices any more; true for types other than q4_0."""
-    return type != "q4_0" or all(torch.equal(layer.weight, round_q4_0(layer.weight)) for layer in _layers(model))
-
-
 def settled(model: Any, type: str) -> Any:
     """A float32 copy on the grid, also of a model within `on_grid`."""
     # Not a deep copy: parametrised layers share their class with their copies, and undoing one undoes both.

@@ -96,7 +96,7 @@ class Course:
                 if step.step not in self._exams(step.of):
                     continue
                 if str(step.step) not in scores:
-                    self._score(f"best-{number}-{step.step}", pupil, scores)
+                    self._score(number, step.step, pupil, scores)
                     write_json(exams, scores)  # after the student that it speaks of stands whole
                     self._clear(number, max(scores, key=_rank(scores)))
                 if self._is_stuck({key: share for key, share in scores.items() if int(key) <= step.step}):
@@ -104,15 +104,15 @@ class Course:
                     self.run.progress.note(f"  {self.name}: no better for {times} measurements, stopping")
                     break
 
-    def _score(self, best: str, pupil: Pupil, scores: dict[str, float]) -> None:
+    def _score(self, number: int, step: int, pupil: Pupil, scores: dict[str, float]) -> None:
         """Measures the pupil as it would be kept, and keeps it where none was better."""
         rounded = self.settings.quantization_aware
         kept = pupil if rounded == "none" else replace(pupil, model=settled(pupil.model, rounded))
         share = self._examine(kept)
         if share >= max(scores.values(), default=0.0):
             # Points of the grid have more digits than bfloat16 keeps.
-            _keep(kept, self.work / best, torch.bfloat16 if rounded == "none" else torch.float32)
-        scores[best.rsplit("-", 1)[1]] = share
+            _keep(kept, self.work / f"best-{number}-{step}", torch.bfloat16 if rounded == "none" else torch.float32)
+        scores[str(step)] = share
         pupil.model.train()
 
     def _clear(self, number: int, best: str = "") -> None:
