@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields
@@ -205,7 +207,14 @@ def _default(setting: Field[Any]) -> Any:
 def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Mapping[str, Any]:
     work = importlib.import_module(f"supertiny.{stage}.stage").run
     more = (answerers(settings, run),) if stage == "report" else ()
-    summary: Mapping[str, Any] = work(settings[stage], run, folder, *more)
+    try:
+        summary: Mapping[str, Any] = work(settings[stage], run, folder, *more)
+    except OSError as error:
+        # Copying a folder tells a full disk in words alone, without its number.
+        if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        hint = "free some disk space and run the same command to go on"
+        raise UserError(f"{stage}: the disk of {run.folder} is full", hint) from error
     return summary
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,3 +273,31 @@ def test_the_lock_is_free_again_after_a_mistake(asked: Path, monkeypatch: pytest
     (folder / "ledger.sqlite").unlink()
     execute(asked)
     assert rooms.took() == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.gguf"),
+        shutil.Error([("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'b'")]),
+    ],
+    ids=["writing", "copying a folder"],
+)
+def test_a_full_disk_in_any_stage_is_told_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.importlib, "import_module", lambda name: SimpleNamespace(run=full))
+    with pytest.raises(UserError, match=r"compress: the disk of .*run is full \(free some disk space"):
+        pipeline._work("compress", {"compress": None}, run, run.folder)
+
+
+def test_other_errors_of_the_system_stay_bugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x")
+
+    monkeypatch.setattr(pipeline.importlib, "import_module", lambda name: SimpleNamespace(run=broken))
+    with pytest.raises(FileNotFoundError):
+        pipeline._work("compress", {"compress": None}, run, run.folder)

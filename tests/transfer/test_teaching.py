@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from supertiny.core.errors import UserError
@@ -21,6 +22,7 @@ from supertiny.core.recipe import Recipe
 from supertiny.core.run import Run
 from supertiny.core.student import Student
 from supertiny.engines import _gguf_to_hf
+from supertiny.training.grid import round_q4_0, settle
 from supertiny.training.loop import Optimiser, Step
 from supertiny.training.pupil import Pupil
 from supertiny.transfer import stage, teaching
@@ -39,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(base: Path, **more: Any) -> Settings:
     chosen = {"student": str(base), "learners": [LEARNER], "labelled_only": [LEARNER], "precision": "float32"}
-    made: Settings = validated(Settings, {**chosen, "checkpoint_steps": 2, **more}, "transfer")
+    made: Settings = validated(Settings, {**chosen, "checkpoint_steps": 2, "evaluations": 3, **more}, "transfer")
     return made
 
 
@@ -243,6 +245,32 @@ def test_the_best_on_valid_is_kept_and_patience_ends(
     assert len(learned["measured"]) == len(exams.seen) == measured
     assert (weight == exams.seen[best]).all()
     assert learned["valid_exact"] == max(scores[:measured])
+
+
+def test_taught_on_the_grid_the_student_stands_on_it_and_goes_on_after_a_kill(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(base, quantization_aware="q4_0", labelled_only=[], evaluations=2)
+    whole = teach(open_run(tmp_path / "whole"), chosen)
+    taught = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / ".transfer" / "student", dtype=torch.float32)
+    weights_on_grid = [layer.mlp.up_proj.weight for layer in taught.model.layers]
+    assert all(torch.equal(round_q4_0(weight), weight) for weight in weights_on_grid)
+    rounded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settle(rounded, "q4_0")
+    pairs = zip(taught.model.layers.parameters(), rounded.model.layers.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs), "nothing was taught"
+    run = open_run(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching.Course, "_examine", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            teach(run, chosen)
+    again = teach(run, chosen)
+    assert again["student"]["learners"][0]["measured"] == whole["student"]["learners"][0]["measured"]
+    assert weights(tmp_path / "killed" / ".transfer")["student"] == weights(tmp_path / "whole" / ".transfer")["student"]
+
+
+def _killed(*_: Any) -> float:
+    raise KeyboardInterrupt
 
 
 def test_learners_follow_each_other(base: Path, tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ class Settings:
     )
     """Learner that runs after each step that shrinks the student; its teacher is the student before the first step."""
     quantization_aware: bool = True
-    """Whether the recovery trains with weights rounded as the exporter's q4_0 will round them; where nothing shrank
-    it then runs once for that alone."""
+    """Whether the recovery trains with weights rounded as the exporter's q4_0 will round them."""
     recovery_rows: Count | None = None
     """Rows of prototype/train.jsonl that the recovery learns from; all where it is not given."""
     calibration_rows: Count = 128

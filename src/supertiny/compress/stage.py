@@ -13,7 +13,6 @@ import torch
 
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.gguf import Gguf
-from supertiny.compress.grid import on_grid, settle
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -22,8 +21,9 @@ from supertiny.core.methods import build
 from supertiny.core.records import Answer, Call, Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
+from supertiny.training.grid import on_grid, settle
 from supertiny.training.lessons import Lesson, collate, encode_lessons
-from supertiny.training.pupil import Pupil
+from supertiny.training.pupil import Precision, Pupil
 
 _SHOWN_ROWS = 10
 
@@ -55,14 +55,6 @@ class _Work:
                 self._reshape(number, block, student, place)
             student = place
             records.append(self._measured(_title(block), student, {"method": _name(block)}))
-        if self._grid() == "q4_0" and Student.open(student).parameters == self.original.parameters:
-            # No cut has led it through the recovery, which is where it learns to live with coarse weights.
-            place = self.folder / f".step-{len(shaping)}"
-            title = f"{_name(self.settings.recovery)} on the grid of {self._grid()}"
-            if not (place / "supertiny.json").exists():
-                self._taught(len(shaping), title, Pupil.open(student), place)
-            student = place
-            records.append(self._measured(title, student, {"method": _name(self.settings.recovery)}))
         export = self._export(last, student)
         records.append({**export, "name": _title(last), "method": _name(last)})
         self._settle(student)
@@ -81,31 +73,25 @@ class _Work:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _reshape(self, number: int, block: Any, before: Path, place: Path) -> None:
-        """Reshapes, and where that shrank the student teaches it again."""
-        pupil = Pupil.open(before)
-        small = pupil.parameters
+        """Reshapes, and where that shrank the student teaches it again; writes a whole folder or none."""
+        pupil = self._reshaped(number, block, before, "auto")
+        if pupil.parameters < Student.open(before).parameters:
+            self._recover(number, _title(block), pupil)
+            settle(pupil.model.float(), self._grid())
+        else:  # what it computes shall stay as it is, and points of a grid have more digits than bfloat16 keeps
+            pupil = self._reshaped(number, block, before, "float32")
+        beside = self.folder / f".step-{number}.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        pupil.save(beside, torch.float32)
+        Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
+        beside.rename(place)
+
+    def _reshaped(self, number: int, block: Any, before: Path, precision: Precision) -> Pupil:
+        pupil = Pupil.open(before, precision)
         calibration = self._batches(self._lessons(pupil, self.settings.calibration_rows), pupil)
         pupil.model.eval()
         pupil.model = build("reshapers", block, f"compress.steps.{number}").reshape(pupil.model, calibration)
-        if pupil.parameters < small:
-            self._taught(number, f"recovering after {_title(block)}", pupil, place)
-        else:
-            self._keep(number, pupil, place)
-
-    def _taught(self, number: int, title: str, pupil: Pupil, place: Path) -> None:
-        self._recover(number, title, pupil)
-        self._keep(number, pupil, place)
-
-    def _keep(self, number: int, pupil: Pupil, place: Path) -> None:
-        """Writes a whole folder or none."""
-        beside = self.folder / f".step-{number}.new"
-        shutil.rmtree(beside, ignore_errors=True)
-        if self._grid():
-            settle(pupil.model.float(), self._grid())
-        # Points of the grid have more digits than bfloat16 keeps.
-        pupil.save(beside, torch.float32 if self._grid() == "q4_0" else torch.bfloat16)
-        Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
-        beside.rename(place)
+        return pupil
 
     def _recover(self, number: int, title: str, pupil: Pupil) -> None:
         learner = build("learners", self.settings.recovery, "compress.recovery")
@@ -115,7 +101,7 @@ class _Work:
         )
         total = math.ceil(len(lessons) / learner.rows) * learner.passes
         checkpoint = self.folder / f".recovery-{number}.safetensors"
-        with self.run.progress.task(title, total, "steps") as tick:
+        with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
             done = 0
             with on_grid(pupil.model, self._grid()):
                 for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from supertiny.core.errors import UserError
 from supertiny.core.files import written_whole
 from supertiny.training.lessons import Batch, Lesson, batches
-from supertiny.training.memory import freed_memory_kept
 from supertiny.training.pupil import Pupil
 
 
@@ -132,19 +131,6 @@ def descend(
 
     Raises UserError where the loss is no longer finite; the last checkpoint stays.
     """
-    with freed_memory_kept():
-        yield from _steps(pupil, lessons, plan, loss_of, checkpoint, every)
-    pupil.model.eval()
-
-
-def _steps(
-    pupil: Pupil,
-    lessons: Sequence[Lesson],
-    plan: Plan,
-    loss_of: Callable[[Batch], torch.Tensor],
-    checkpoint: Path | None,
-    every: int,
-) -> Iterator[Step]:
     optimiser = Optimiser(list(pupil.model.parameters()), plan)
     pad = _pad_id(pupil.tokenizer)
     per_pass = math.ceil(len(lessons) / plan.rows)
@@ -167,6 +153,7 @@ def _steps(
             # Saved when the caller comes back: what it does after a step (an exam) is then never skipped by a resume.
             if checkpoint and every and (step + 1) % every == 0 and step + 1 < total:
                 optimiser.save(checkpoint, step + 1)
+    pupil.model.eval()
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

@@ -27,10 +27,12 @@ class Settings:
         metadata=_LEARNERS,
     )
     """Learners of the floor: the same student taught on the labelled rows alone."""
+    quantization_aware: Literal["none", "q4_0"] = "none"
+    """Type of file whose rounding the student is taught with: it then loses nothing when it is exported so."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of weights and activations; the optimiser always keeps float32 masters."""
-    evaluations: Count = 3
-    """Times that a learner's student is measured on valid; the best one is kept."""
+    evaluations: Count = 6
+    """Times that a learner's student is measured on valid, evenly spread; the best one is kept."""
     patience: Count = 2
     """Measurements without a better one after which a learner is stopped."""
     valid_rows: Count | None = None

@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, read_rows, write_json, write_rows, write_text
@@ -20,6 +22,7 @@ from supertiny.core.student import Student
 from supertiny.engines._torch_engine import TorchEngine
 from supertiny.engines.torch import Torch
 from supertiny.formats._answerer import ModelAnswerer
+from supertiny.training.grid import on_grid, settled
 from supertiny.training.lessons import Lesson, encode_lessons
 from supertiny.training.loop import Step
 from supertiny.training.pupil import Pupil
@@ -88,19 +91,29 @@ class Course:
         longest, note = self.settings.longest_tokens, self.run.progress.note
         lessons = encode_lessons(examples, self.form, self.run.task.tools, pupil.tokenizer, longest, note=note)
         scores: dict[str, float] = read_json(exams) if exams.exists() else {}
-        for step in self._steps(number, block, pupil, lessons):
-            if step.step not in self._exams(step.of):
-                continue
-            if str(step.step) not in scores:
-                share = self._examine(pupil)
-                if share >= max(scores.values(), default=0.0):
-                    _keep(pupil, self.work / f"best-{number}-{step.step}")
-                scores[str(step.step)] = share
-                write_json(exams, scores)  # after the student that it speaks of stands whole
-                self._clear(number, max(scores, key=_rank(scores)))
-            if self._is_stuck({key: share for key, share in scores.items() if int(key) <= step.step}):
-                self.run.progress.note(f"  {self.name}: no better for {self.settings.patience} measurements, stopping")
-                break
+        with on_grid(pupil.model, self.settings.quantization_aware):
+            for step in self._steps(number, block, pupil, lessons):
+                if step.step not in self._exams(step.of):
+                    continue
+                if str(step.step) not in scores:
+                    self._score(number, step.step, pupil, scores)
+                    write_json(exams, scores)  # after the student that it speaks of stands whole
+                    self._clear(number, max(scores, key=_rank(scores)))
+                if self._is_stuck({key: share for key, share in scores.items() if int(key) <= step.step}):
+                    times = self.settings.patience
+                    self.run.progress.note(f"  {self.name}: no better for {times} measurements, stopping")
+                    break
+
+    def _score(self, number: int, step: int, pupil: Pupil, scores: dict[str, float]) -> None:
+        """Measures the pupil as it would be kept, and keeps it where none was better."""
+        rounded = self.settings.quantization_aware
+        kept = pupil if rounded == "none" else replace(pupil, model=settled(pupil.model, rounded))
+        share = self._examine(kept)
+        if share >= max(scores.values(), default=0.0):
+            # Points of the grid have more digits than bfloat16 keeps.
+            _keep(kept, self.work / f"best-{number}-{step}", torch.bfloat16 if rounded == "none" else torch.float32)
+        scores[str(step)] = share
+        pupil.model.train()
 
     def _clear(self, number: int, best: str = "") -> None:
         """Removes the students that were the best once."""
@@ -136,7 +149,6 @@ class Course:
         engine = TorchEngine(Torch(), self.work, "pupil", pupil.model, pupil.tokenizer)
         answerer = ModelAnswerer("pupil", engine, self.form, self.run.task.tools, constrained=False)
         answers = answerer.answer([row.request for row in rows])
-        pupil.model.train()
         gold = [row.answer.calls if row.answer else () for row in rows]
         right = [exact(a.calls, g, self.run.task.tool_map) for a, g in zip(answers, gold, strict=True)]
         share = sum(right) / max(1, len(right))
@@ -171,12 +183,12 @@ class Course:
         write_rows(self.history, rows)
 
 
-def _keep(pupil: Pupil, best: Path) -> None:
+def _keep(pupil: Pupil, best: Path, dtype: torch.dtype) -> None:
     """Saves the pupil, whole or not at all."""
     fresh = best.with_name(f".{best.name}")
     for stale in (fresh, best):
         shutil.rmtree(stale, ignore_errors=True)
-    pupil.save(fresh)
+    pupil.save(fresh, dtype)
     fresh.rename(best)
 
 

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import torch
 
-from supertiny.compress.grid import on_grid, round_q4_0, settle
+from supertiny.training.grid import on_grid, round_q4_0, settle
 
 
 def _llama_round(weight: torch.Tensor) -> torch.Tensor:

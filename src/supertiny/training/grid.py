@@ -51,6 +51,17 @@ class _OnGrid(torch.nn.Module):
         return rounded
 
 
+def settled(model: Any, type: str) -> Any:
+    """A float32 copy on the grid, also of a model within `on_grid`."""
+    # Not a deep copy: parametrised layers share their class with their copies, and undoing one undoes both.
+    whole = model.__class__(model.config)
+    state = {name.replace("parametrizations.weight.original", "weight"): w for name, w in model.state_dict().items()}
+    whole.load_state_dict(state)
+    whole.to(model.device)
+    settle(whole.float(), type)
+    return whole
+
+
 def settle(model: Any, type: str) -> None:
     """Puts a float32 model's matrices where the file will have them: q4_0, and q8_0 for embedding and output.
 
