@@ -1,11 +1,14 @@
 """Requests labelled per second: the default engine, against a plain loop over llama-cpp-python's own chat call.
 
-Both answer the same real requests with the same messages (task, functions, the six nearest solved examples), held
-to the same JSON Schema, with the same model, greedily. The default engine is used as the pipeline uses it: what was
-written freely and stands in the schema is what the schema would have given, and only the rest is written again
-under it. The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no
-earlier prompt shares at the measured rate of products, and per decoding step of a full batch one reading of the
-weights at the measured memory bandwidth.
+Both answer the same real requests with the same messages, held to the same JSON Schema, with the same model, greedily;
+once with the plain prompt (task and functions, which every prompt shares, and the request), once with the six nearest
+solved examples between them (which no two prompts share; the loop answers fewer of these, and rates are compared).
+The default engine is used as the pipeline uses it: what was written freely and stands in the schema is what the
+schema would have given, and only the rest is written again under it.
+
+The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no earlier prompt
+shares at the measured rate of products, and per decoding step of a full batch one reading of the weights at the
+measured memory bandwidth.
 """
 
 from __future__ import annotations
@@ -40,38 +43,48 @@ def main() -> None:
     parser.add_argument("--task", type=Path, default=TASK, help="task folder with requests")
     options = parser.parse_args()
     task = load_task(options.task)
-    count = 20 if options.quick else 200
-    prompts = prompts_of(task, count)
-    schema = schema_of(task.tools)
-    ours, ours_seconds = run_engine(prompts, schema)
-    theirs, theirs_seconds = run_plain_loop(prompts, schema)
+    count, few = (20, 6) if options.quick else (200, 60)
     rates = hardware_rates()
-    limit = limit_seconds(ours, rates)
-    ours_rate, theirs_rate = len(prompts) / ours_seconds, len(prompts) / theirs_seconds
-    same = sum(_meaning(a.text) == _meaning(b) for a, b in zip(ours, theirs, strict=True)) / len(prompts)
     publish(
-        f"label_speed: {len(prompts)} requests, {MODEL}",
+        f"label_speed: {count} requests, {MODEL}",
         [
-            ("requests", "requests answered by each", float(len(prompts))),
-            ("engine_requests_per_second", "openvino, the default engine", ours_rate),
-            ("plain_loop_requests_per_second", "create_chat_completion in a loop", theirs_rate),
-            ("engine_ratio", "the default engine over the plain loop", ours_rate / theirs_rate),
-            ("same_answer_share", "answers that mean the same in both", same),
-            ("tokens_in", "prompt tokens, all requests", float(sum(c.tokens_in for c in ours))),
-            ("tokens_cached", "of these, shared and computed once", float(sum(c.tokens_cached for c in ours))),
-            ("tokens_out", "tokens written by the default engine", float(sum(c.tokens_out for c in ours))),
+            ("requests", "requests answered by the engine", float(count)),
+            *compared(task, prompts_of(task, count, 0), count, "", "plain prompt", rates),
+            *compared(task, prompts_of(task, count, EXAMPLES), few, "nearest_", "six nearest examples", rates),
             ("product_gigaflops", "measured matrix products, bf16", rates["product_gigaflops"]),
             ("read_gigabytes_per_second", "measured reading of memory", rates["read_gigabytes_per_second"]),
-            ("limit_requests_per_second", "what the hardware could do at most", len(prompts) / limit),
-            ("share_of_limit", "the default engine's share of that", limit / ours_seconds),
         ],
         ["supertiny", "openvino", "openvino-genai", "llama-cpp-python", "torch"],
         options.json,
     )
 
 
-def prompts_of(task: Task, count: int) -> list[Prompt]:
-    """Requests of the pool with the task's functions and nearest solved examples, as the teacher gets them."""
+def compared(
+    task: Task, prompts: Sequence[Prompt], loop_requests: int, prefix: str, what: str, rates: dict[str, float]
+) -> list[tuple[str, str, float]]:
+    """Figures of one kind of prompt: the engine on all of them, the plain loop on the first `loop_requests`."""
+    schema = schema_of(task.tools)
+    ours, ours_seconds = run_engine(prompts, schema)
+    theirs, theirs_seconds = run_plain_loop(prompts[:loop_requests], schema)
+    limit = limit_seconds(ours, rates)
+    ours_rate, theirs_rate = len(prompts) / ours_seconds, len(theirs) / theirs_seconds
+    same = sum(_meaning(a.text) == _meaning(b) for a, b in zip(ours, theirs, strict=False)) / len(theirs)
+    return [
+        (f"{prefix}engine_requests_per_second", f"{what}: openvino, the default engine", ours_rate),
+        (f"{prefix}plain_loop_requests_per_second", f"{what}: create_chat_completion in a loop", theirs_rate),
+        (f"{prefix}plain_loop_requests", f"{what}: requests answered by the loop", float(len(theirs))),
+        (f"{prefix}engine_ratio", f"{what}: the default engine over the plain loop", ours_rate / theirs_rate),
+        (f"{prefix}same_answer_share", f"{what}: answers that mean the same in both", same),
+        (f"{prefix}tokens_in", f"{what}: prompt tokens, all requests", float(sum(c.tokens_in for c in ours))),
+        (f"{prefix}tokens_cached", f"{what}: of these, shared, once", float(sum(c.tokens_cached for c in ours))),
+        (f"{prefix}tokens_out", f"{what}: tokens written by the engine", float(sum(c.tokens_out for c in ours))),
+        (f"{prefix}limit_requests_per_second", f"{what}: the hardware's limit", len(prompts) / limit),
+        (f"{prefix}share_of_limit", f"{what}: the default engine's share of that", limit / ours_seconds),
+    ]
+
+
+def prompts_of(task: Task, count: int, examples: int) -> list[Prompt]:
+    """Requests of the pool with the task's functions and so many nearest solved examples."""
     lines = [task.description, 'Answer with one JSON object {"name": FUNCTION, "arguments": {...}}.', "", "Functions:"]
     lines += [
         f"{tool.name}({', '.join(tool.parameters.get('properties', {}))}): {tool.description}" for tool in task.tools
@@ -81,7 +94,7 @@ def prompts_of(task: Task, count: int) -> list[Prompt]:
     index = NearestExamples(task.labelled)
     requests = [example.request for example in task.unlabelled[:count]]
     prompts = []
-    for request, near in zip(requests, index.nearest([r.text for r in requests], EXAMPLES), strict=True):
+    for request, near in zip(requests, index.nearest([r.text for r in requests], examples), strict=True):
         turns = [turn for place, _ in reversed(near) for turn in _turns(task.labelled[place])]
         prompts.append(Prompt((system, *turns, {"role": "user", "content": request.text}), shared=1))
     return prompts
