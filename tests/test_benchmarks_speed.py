@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from benchmarks import _rivals
-from benchmarks._pipeline_speed import Timed, _checked, calls_in, chat_messages, run_pipeline
+from benchmarks._pipeline_speed import EXAMPLES, Timed, _checked, calls_in, chat_messages, run_pipeline
 from benchmarks._rivals import drive, is_there, ours, served
 from benchmarks.label_speed import options_of, prompts_of
 from supertiny.core.errors import UserError
@@ -93,7 +93,7 @@ def test_right_answers_are_counted_where_gold_is_known() -> None:
 
 def test_prompts_share_their_system_message_and_show_the_nearest_last() -> None:
     task = small_task()
-    made = prompts_of(task, 4)
+    made = prompts_of(task, 4, EXAMPLES)
     assert len(made) == 4
     assert len({json.dumps(prompt.messages[0]) for prompt in made}) == 1
     assert all(prompt.shared == 1 and len(prompt.messages) == 14 for prompt in made)
