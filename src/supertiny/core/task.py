@@ -29,6 +29,7 @@ from supertiny.core.verifying import Hook, check_schema, load_hook, verified
 DESCRIPTION = (
     "Turn the user's request into a call of one of the functions. Where no function serves the request, call none."
 )
+_MEANINGFUL = {".yaml", ".yml", ".json", ".jsonl", ".py"}  # hooks.py may import any code beside it
 SHOWN = 20  # mistakes of one kind that are listed before the rest is counted
 
 
@@ -181,7 +182,7 @@ def _leaks(rows: Mapping[str, Sequence[Row]], similarity: float) -> list[UserErr
 def _hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        data = path.suffix in {".yaml", ".yml", ".json", ".jsonl"} and not path.name.startswith(("recipe", "."))
-        if path.is_file() and (data or path.name == "hooks.py"):
+        data = path.suffix in _MEANINGFUL and not path.name.startswith(("recipe", "."))
+        if path.is_file() and data:
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]
