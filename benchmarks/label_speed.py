@@ -3,8 +3,9 @@
 Both answer the same real requests with the same messages, held to the same JSON Schema, with the same model, greedily;
 once with the plain prompt (task and functions, which every prompt shares, and the request), once with the six nearest
 solved examples between them (which no two prompts share; the loop answers fewer of these, and rates are compared).
-The default engine is used as the pipeline uses it: what was written freely and stands in the schema is what the
-schema would have given, and only the rest is written again under it.
+The default engine is used as the report and the pipeline use it: the plain prompt under the schema at once, since a
+model without examples leaves it nearly always; prompts with examples freely, since what stands in the schema is what
+the schema would have given, and only the rest is written again under it.
 
 The hardware's limit is the time that the tokens' matrix products alone would take: prompt tokens that no earlier prompt
 shares at the measured rate of products, and per decoding step of a full batch one reading of the weights at the
@@ -13,6 +14,7 @@ measured memory bandwidth.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -42,6 +44,9 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "label_speed")
     parser.add_argument("--task", type=Path, default=TASK, help="task folder with requests")
     options = parser.parse_args()
+    if importlib.util.find_spec("llama_cpp") is None:
+        print("error: llama-cpp-python, the peer, is not installed (run: make benchmarks)", file=sys.stderr)
+        raise SystemExit(2)
     task = load_task(options.task)
     count, few = (20, 6) if options.quick else (200, 60)
     rates = hardware_rates()
@@ -49,8 +54,8 @@ def main() -> None:
         f"label_speed: {count} requests, {MODEL}",
         [
             ("requests", "requests answered by the engine", float(count)),
-            *compared(task, prompts_of(task, count, 0), count, "", "plain prompt", rates),
-            *compared(task, prompts_of(task, count, EXAMPLES), few, "nearest_", "six nearest examples", rates),
+            *compared(task, 0, count, count, rates),
+            *compared(task, EXAMPLES, count, few, rates),
             ("product_gigaflops", "measured matrix products, bf16", rates["product_gigaflops"]),
             ("read_gigabytes_per_second", "measured reading of memory", rates["read_gigabytes_per_second"]),
         ],
@@ -60,11 +65,12 @@ def main() -> None:
 
 
 def compared(
-    task: Task, prompts: Sequence[Prompt], loop_requests: int, prefix: str, what: str, rates: dict[str, float]
+    task: Task, examples: int, count: int, loop_requests: int, rates: dict[str, float]
 ) -> list[tuple[str, str, float]]:
     """Figures of one kind of prompt: the engine on all of them, the plain loop on the first `loop_requests`."""
-    schema = schema_of(task.tools)
-    ours, ours_seconds = run_engine(prompts, schema)
+    prefix, what = ("nearest_", f"{examples} nearest examples") if examples else ("", "plain prompt")
+    prompts, schema = prompts_of(task, count, examples), schema_of(task.tools)
+    ours, ours_seconds = run_engine(prompts, schema, freely=examples > 0)
     theirs, theirs_seconds = run_plain_loop(prompts[:loop_requests], schema)
     limit = limit_seconds(ours, rates)
     ours_rate, theirs_rate = len(prompts) / ours_seconds, len(theirs) / theirs_seconds
@@ -124,12 +130,14 @@ def schema_of(tools: Sequence[Tool]) -> dict[str, Any]:
     }
 
 
-def run_engine(prompts: Sequence[Prompt], schema: dict[str, Any]) -> tuple[list[Completion], float]:
+def run_engine(prompts: Sequence[Prompt], schema: dict[str, Any], freely: bool) -> tuple[list[Completion], float]:
+    """Completions that keep to the schema, and the seconds of all; `freely` asks for the schema where it was left."""
     engine = build("engines", {"method": "openvino", "model": MODEL}).open()
     grammar, lawful = Grammar("json_schema", json.dumps(schema)), Draft202012Validator(schema)
+    bounds = None if freely else [grammar] * len(prompts)
     started = time.perf_counter()
-    completions = engine.complete(prompts, Sampling(MAX_TOKENS), None, _ticker(len(prompts)))
-    broken = [index for index, each in enumerate(completions) if not _is_lawful(each.text, lawful)]
+    completions = engine.complete(prompts, Sampling(MAX_TOKENS), bounds, _ticker(len(prompts)))
+    broken = [index for index, each in enumerate(completions) if freely and not _is_lawful(each.text, lawful)]
     again = engine.complete([prompts[i] for i in broken], Sampling(MAX_TOKENS), [grammar] * len(broken))
     seconds = time.perf_counter() - started
     engine.close()

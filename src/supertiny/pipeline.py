@@ -25,33 +25,38 @@ from supertiny.core.task import Task, load_task
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe with its overrides. Raises UserErrors with all mistakes of the recipe and of its task."""
-    recipe = read_recipe(path, overrides)
+    recipe = read_recipe(path, overrides, lambda sections: _settings(sections)[1])
     check(recipe)
     return recipe
 
 
 def check(recipe: Recipe) -> dict[str, Any]:
     """Settings of each stage, by its name. Raises UserErrors with every mistake, before anything is spent."""
-    errors: list[UserError] = []
-    settings = {}
-    for stage in STAGES:
-        schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
-        try:
-            settings[stage] = validated(schema, recipe.sections[stage], stage)
-        except UserErrors as several:
-            errors += several.errors
-        except UserError as error:
-            errors.append(error)
+    settings, errors = _settings(recipe.sections)
     try:
         load_task(recipe.task)
     except UserErrors as several:
         errors += several.errors
     except UserError as error:
         errors.append(error)
-    errors += _missing_models(settings)
     if errors:
         raise UserErrors(errors)
     return settings
+
+
+def _settings(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[UserError]]:
+    """Settings of the stages that have no mistake, and all mistakes of the others."""
+    settings: dict[str, Any] = {}
+    errors: list[UserError] = []
+    for stage in STAGES:
+        schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
+        try:
+            settings[stage] = validated(schema, sections.get(stage) or {}, stage)
+        except UserErrors as several:
+            errors += several.errors
+        except UserError as error:
+            errors.append(error)
+    return settings, errors + _missing_models(settings)
 
 
 def _missing_models(settings: Mapping[str, Any]) -> list[UserError]:
@@ -67,8 +72,12 @@ def _missing_models(settings: Mapping[str, Any]) -> list[UserError]:
     return [
         UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
         for place, name in named.items()
-        if name not in known and not Path(name).exists()
+        if name not in known and not _is_model(Path(name))
     ]
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, progress: Progress | None = None) -> Path:
@@ -81,7 +90,8 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
         from supertiny.prototype.estimate import estimate as say
 
         task = load_task(recipe.task)
-        say(settings["prototype"], task, progress, _asked_on_test(settings["report"], task))
+        report = settings["report"]
+        say(settings["prototype"], task, progress, _asked_on_test(report, task), report.dollars_per_hour)
         return recipe.folder
     free = open_folder(recipe)
     progress.note(f"results go to {recipe.folder}")

@@ -326,41 +326,6 @@ def test_inferred_schemas_of_nested_values() -> None:
     }
 
 
-def _log(text: str, call: dict[str, object] | None) -> dict[str, object]:
-    answer: dict[str, object] = {"role": "assistant", "content": "I cannot do that."}
-    after: list[dict[str, object]] = []
-    if call is not None:
-        asked = {"name": "set_lamp", "arguments": json.dumps(call)}
-        answer = {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "1", "type": "function", "function": asked}],
-        }
-        after = [{"role": "tool", "tool_call_id": "1", "content": "ok"}, {"role": "assistant", "content": "Done."}]
-    return {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}, answer, *after]}
-
-
-def test_chat_logs_become_a_task(tmp_path: Path) -> None:
-    animals = ["cat", "dog", "fox", "hen", "owl", "rat", "bee", "ant", "cow", "pig"]
-    logs = [
-        _log(f"set the lamp near the {a} to {n}", {"room": "hall", "level": n}) for n, a in enumerate(animals * 2, 10)
-    ]
-    logs += [_log(f"what does a {a} eat in winter", None) for a in animals]
-    logs += [logs[0]]
-    (tmp_path / "logs.jsonl").write_text("\n".join(json.dumps(row) for row in logs))
-    counts = new_from_logs(tmp_path / "logs.jsonl", tmp_path / "task", seed=3)
-    assert sum(counts.values()) == 30
-    task = load_task(tmp_path / "task")
-    assert {tool.name for tool in task.tools} == {"set_lamp"}
-    for example in (*task.labelled, *task.valid, *task.test):
-        assert example.answer is not None
-        assert bool(example.answer.calls) == example.request.text.startswith("set")
-        assert [m["role"] for m in example.request.messages] == ["system", "user"]
-    again = new_from_logs(tmp_path / "logs.jsonl", tmp_path / "again", seed=3)
-    assert again == counts
-    assert (tmp_path / "again/test.jsonl").read_bytes() == (tmp_path / "task/test.jsonl").read_bytes()
-
-
 def test_broken_logs_are_told_by_row(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "x"}]}, {"message": 1}]
     (tmp_path / "logs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -260,7 +260,7 @@ def test_settings_are_checked_before_anything_is_sent(monkeypatch):
     for settings, said in [
         ({"base_url": "api.example"}, "not an address"),
         ({"base_url": "http://me:pw@localhost/v1"}, "holds a key"),
-        ({"concurrency": 0}, "concurrency: must be positive"),
+        ({"concurrency": 0}, "concurrency: Input should be greater"),
         ({}, "no key for"),
     ]:
         with pytest.raises(UserError, match=said):
@@ -288,7 +288,7 @@ def test_prices_by_date_by_place_and_by_table(tmp_path, monkeypatch):
     assert price_of("m", "http://10.0.0.4:8000/v1") == Price()
     with pytest.raises(UserError, match="nobody knows the price"):
         OpenAI("m", "https://models.example.com/v1").open()
-    assert OpenAI("m", url, dollars_per_million_in=3, dollars_per_million_out=4)._price() == Price(3, 4, 3)
+    assert OpenAI("m", url, dollars_per_million_in=3, dollars_per_million_out=4).price() == Price(3, 4, 3)
 
 
 def test_every_mistake_of_a_price_file_is_told(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,7 @@ from supertiny.core.records import Answer, Call, Tool
 def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
     """An argument as it is compared: 67, 67.0 and "67" are one number where the schema says number."""
     schema = schema if isinstance(schema, Mapping) else {}  # JSON Schema may be `true` as well
-    wanted = schema.get("type")
-    kinds = wanted if isinstance(wanted, list) else [wanted]
+    kinds = _kinds(schema)
     numeric = "number" in kinds or "integer" in kinds
     if isinstance(value, bool):
         return value
@@ -40,6 +39,16 @@ def plain_value(value: Any, schema: Mapping[str, Any] | None = None) -> Any:
     return value
 
 
+def _kinds(schema: Mapping[str, Any]) -> set[Any]:
+    """The types that a schema names, itself or in its ways (`anyOf` is how an optional number is often written)."""
+    wanted = schema.get("type")
+    kinds = set(wanted) if isinstance(wanted, list) else {wanted}
+    for key in ("anyOf", "oneOf"):
+        for way in schema.get(key) or ():
+            kinds |= _kinds(way) if isinstance(way, Mapping) else set()
+    return kinds
+
+
 def typed(answer: Answer, tools: Mapping[str, Tool]) -> Answer:
     """The answer with arguments of the kinds that the schemas name: a bare 12345 is text where a string is wanted."""
     calls = [
@@ -51,8 +60,7 @@ def typed(answer: Answer, tools: Mapping[str, Tool]) -> Answer:
 
 def _typed(value: Any, schema: Any) -> Any:
     schema = schema if isinstance(schema, Mapping) else {}
-    wanted = schema.get("type")
-    kinds = wanted if isinstance(wanted, list) else [wanted]
+    kinds = _kinds(schema)
     if isinstance(value, Mapping):
         inner = schema.get("properties", {})
         return {key: _typed(item, inner.get(key)) for key, item in value.items()}
@@ -63,7 +71,7 @@ def _typed(value: Any, schema: Any) -> Any:
     return json.dumps(value) if "string" in kinds and not _is_one_of(value, kinds) else value
 
 
-def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:
+def _is_one_of(value: Any, kinds: Collection[Any]) -> bool:
     if value is None or isinstance(value, bool):
         return ("null" if value is None else "boolean") in kinds
     return "number" in kinds or "integer" in kinds

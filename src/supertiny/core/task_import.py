@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from supertiny.core.errors import UserError, UserErrors, nearest_word
 from supertiny.core.files import hash_of, read_rows, write_json, write_rows, write_text
 from supertiny.core.leaks import asked_text, find_leaks, normalised
@@ -60,8 +62,9 @@ def _rename(path: Path, example: str, folder: Path) -> None:
 def new_from_logs(logs: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     """A task folder from chat logs, one JSON object with `messages` a line; gives the rows per split.
 
-    The assistant's message after the last user's is the answer: its tool_calls, or no call where it has none. What
-    stood before is the request. The same request is taken once, with its first answer, and near-duplicates stay on one
+    The assistant's message after the last user's is the answer: its tool_calls, or no call where it has none; or
+    `tool_calls` beside `messages` are. What stood before is the request; a system message that all logs share becomes
+    the task's description. The same request is taken once, with its first answer, and near-duplicates stay on one
     side of the splits. Tools are those that the logs carry, and are inferred from the calls where they carry none.
     Raises UserErrors with the place of every row that cannot be read.
     """
@@ -83,10 +86,11 @@ def new_from_logs(logs: Path, folder: Path, seed: int = 0) -> dict[str, int]:
         errors.append(UserError(f"{logs} has {len(rows)} different requests", f"a task needs at least {FEWEST_ROWS}"))
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    description = _taken_out(rows.values())
     splits = _without_leaks(_split(list(rows.values()), seed))
     calls = {split: [Call.from_json(c) for row in splits[split] for c in row["calls"]] for split in SPLITS}
     inferred = {tool.name: tool for tool in _inferred(calls)}
-    _write(folder, splits, list((inferred | tools).values()))
+    _write(folder, splits, list((inferred | tools).values()), description)
     return {split: len(splits[split]) for split in SPLITS}
 
 
@@ -199,14 +203,31 @@ def _row_of_log(log: Mapping[str, Any]) -> dict[str, Any]:
     asked = [n for n, message in enumerate(messages) if message.get("role") == "user"]
     turns = ((u, n) for u in reversed(asked) for n in range(u + 1, len(messages)))
     place = next((n for _, n in turns if messages[n].get("role") == "assistant"), None)
+    if place is None and asked and "tool_calls" in log:  # the answer stands beside the messages
+        messages, place = [*messages, {"role": "assistant", "tool_calls": log["tool_calls"]}], len(messages)
     if place is None:
-        raise ValueError("has no assistant's message after a user's, so no answer")
+        raise ValueError("has no assistant's message after a user's and no tool_calls, so no answer")
     request, answer = messages[:place], messages[place]
     calls = [Call.from_json(call).to_json() for call in answer.get("tool_calls") or ()]
     row: dict[str, Any] = {"messages": request, "calls": calls}
     if not calls and answer.get("content"):
         row["text_answer"] = said(answer)
     return row
+
+
+def _taken_out(rows: Iterable[dict[str, Any]]) -> str:
+    """Takes the system message that all rows begin with out of them, and gives its text; empty where there is none.
+
+    It says what the task is: the teacher is told once, and the student, which learns it, never.
+    """
+    rows = list(rows)
+    firsts = {json.dumps(row["messages"][0], sort_keys=True) for row in rows}
+    if len(firsts) != 1 or rows[0]["messages"][0].get("role") not in ("system", "developer"):
+        return ""
+    description = said(rows[0]["messages"][0])
+    for row in rows:
+        row["messages"] = row["messages"][1:]
+    return description
 
 
 def _split(rows: list[dict[str, Any]], seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -249,11 +270,14 @@ def _without_leaks(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[di
     return splits
 
 
-def _write(folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]], tools: Sequence[Tool]) -> None:
+def _write(
+    folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]], tools: Sequence[Tool], description: str
+) -> None:
     write_json(folder / "tools.json", [tool.to_openai() for tool in tools])
     for split in SPLITS:
         write_rows(folder / f"{split}.jsonl", splits[split])
-    write_text(folder / "task.yaml", f"name: {json.dumps(folder.resolve().name)}\n")
+    card = {"name": folder.resolve().name} | ({"description": description} if description else {})
+    write_text(folder / "task.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
 
 
 def _check_free(folder: Path) -> None:

@@ -65,6 +65,10 @@ class ServerEngine:
         self.sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
         self.clock: Callable[[], float] = time.monotonic
 
+    def binds(self, grammar: Grammar) -> bool:
+        """Whether completions can be held to the grammar; engines that do not say can be held to any."""
+        return self._wire.binds(grammar)
+
     def complete(
         self,
         prompts: Sequence[Prompt],

@@ -60,6 +60,12 @@ class Wire:
             return {"messages": turns}
         return {"messages": [*turns, {"role": "assistant", "content": begun}]} | CONTINUING.get(self.dialect, {})
 
+    def binds(self, grammar: Grammar) -> bool:
+        """Whether a server of this dialect can be held to the grammar."""
+        if grammar.kind == "json_schema" or self.dialect in ("vllm", "sglang"):
+            return True
+        return self.dialect == "llama_server" and grammar.kind == "ebnf"
+
     def _bound(self, grammar: Grammar) -> dict[str, Any]:
         if grammar.kind == "json_schema":
             schema = {"name": "answer", "schema": json.loads(grammar.text), "strict": self.strict_schema}

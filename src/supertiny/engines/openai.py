@@ -9,8 +9,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of
@@ -32,15 +34,15 @@ class OpenAI:
     """Environment variable that holds the key; without it requests go without a key."""
     dialect: Literal["openai", "vllm", "sglang", "llama_server"] = "openai"
     """How the server is told of grammars and of a begun answer, beyond what OpenAI's own API knows."""
-    concurrency: int = 16
+    concurrency: Annotated[int, Field(ge=1)] = 16
     """Requests under way at a time."""
-    timeout_seconds: float = 120.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for one try of one request."""
-    retries: int = 6
+    retries: Annotated[int, Field(ge=0)] = 6
     """Tries after the first, where the server is busy, fails or is cut off."""
-    backoff_seconds: float = 0.5
+    backoff_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Largest wait before the first retry; it doubles with each, and the wait itself is drawn from zero to it."""
-    longest_wait_seconds: float = 180.0
+    longest_wait_seconds: Annotated[float, Field(ge=0)] = 180.0
     """Where a server asks to wait longer than this, the run stops and says so."""
     seed: int = 0
     """Seed of the drawn waits."""
@@ -90,7 +92,7 @@ class OpenAI:
             self.seed,
         )
         name = f"openai:{base_url}:{self.model}:{hash_of(vars(wire))}"
-        return ServerEngine(name, base_url, key, wire, limits, self._price())
+        return ServerEngine(name, base_url, key, wire, limits, self.price())
 
     def _check(self) -> None:
         address = urlsplit(self.base_url)
@@ -105,7 +107,8 @@ class OpenAI:
             if getattr(self, name) < 0:
                 raise UserError(f"engines.openai.{name}: must not be negative; found {getattr(self, name)}")
 
-    def _price(self) -> Price:
+    def price(self) -> Price:
+        """What tokens cost. Raises UserError where nobody knows it."""
         if (self.dollars_per_million_in is None) != (self.dollars_per_million_out is None):
             raise UserError("engines.openai: dollars_per_million_in and dollars_per_million_out go together")
         if self.dollars_per_million_in is not None and self.dollars_per_million_out is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Completion, Prompt, Sampling, Tool
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.verifying import schema_problem
 
@@ -24,16 +25,19 @@ def complete_lawfully(
     tools: Sequence[Sequence[Tool]],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Completion]:
-    """One completion per prompt, in order, each a valid answer with its prompt's tools; costs of both tries are added.
+    """One completion per prompt, in order, each in the grammar of its prompt's tools; costs of both tries are added.
 
-    A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
+    A completion that was cut off at `max_tokens` under the grammar may still be unreadable, and where the engine cannot
+    be held to the grammar the free completion stands, since the same prompt again would give the same words.
     """
     free = engine.complete(prompts, sampling, None, lambda index, completion: advance(1))
     maps = [{tool.name: tool for tool in known} for known in tools]
-    broken = [i for i, completion in enumerate(free) if not is_lawful(completion, form, maps[i])]
+    unlawful = [i for i, completion in enumerate(free) if not is_lawful(completion, form, maps[i])]
+    bounds = bindable(engine, [form.grammar(tools[i]) for i in unlawful])
+    broken = [i for i, bound in zip(unlawful, bounds, strict=True) if bound is not None]
     if not broken:
         return free
-    grammars = [form.grammar(tools[i]) for i in broken]
+    grammars = [bound for bound in bounds if bound is not None]
     again = engine.complete([prompts[i] for i in broken], sampling, grammars)
     whole = list(free)
     for i, second in zip(broken, again, strict=True):
@@ -46,6 +50,14 @@ def complete_lawfully(
             seconds=first.seconds + second.seconds,
         )
     return whole
+
+
+def bindable(engine: Any, grammars: Sequence[Grammar | None]) -> list[Grammar | None]:
+    """The grammars, with None for those that the engine, behind its wrappers, cannot be held to."""
+    while hasattr(engine, "engine"):
+        engine = engine.engine
+    binds = getattr(engine, "binds", lambda grammar: True)
+    return [grammar if grammar is not None and binds(grammar) else None for grammar in grammars]
 
 
 def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -> bool:

@@ -10,7 +10,7 @@ from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
-from supertiny.formats._lawful import complete_lawfully
+from supertiny.formats._lawful import bindable, complete_lawfully
 from supertiny.prototype.prompting import few_shot_messages, instructions
 
 
@@ -69,7 +69,8 @@ class Bench:
         grammars: Sequence[Grammar | None] | None = None,
     ) -> tuple[list[Trace], list[Completion]]:
         """Completes the prompts; gives the traces with the cost added, and the completions."""
-        done = self.engine.complete(prompts, sampling, grammars, lambda index, completion: self.advance(1))
+        bounds = None if grammars is None else bindable(self.engine, grammars)
+        done = self.engine.complete(prompts, sampling, bounds, lambda index, completion: self.advance(1))
         return self._paid(traces, done), done
 
     def call(

@@ -8,7 +8,6 @@ from typing import Any
 
 from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.prices import price_of
 from supertiny.core.progress import Progress
 from supertiny.core.records import Example, Price, Prompt
 from supertiny.core.task import Task
@@ -75,9 +74,19 @@ def _plain(part: str, task: Task, count: int) -> Estimate:
     return Estimate(part, count, count * (tools + 120), tools + count * 30, count * 25)
 
 
-def estimate(settings: Settings, task: Task, progress: Progress, on_test: Mapping[str, int] | None = None) -> None:
-    """Prints the estimates and their sum; `on_test` as in `estimates`."""
-    price = _price(settings.engine)
+def estimate(
+    settings: Settings,
+    task: Task,
+    progress: Progress,
+    on_test: Mapping[str, int] | None = None,
+    dollars_per_hour: float = 0.0,
+) -> None:
+    """Prints the estimates and their sum; `on_test` as in `estimates`.
+
+    `dollars_per_hour` is the machine's price, for engines that have none of their own. Raises UserError where
+    nobody knows the price of a hosted model.
+    """
+    price = _price(settings.engine, dollars_per_hour)
     rows = estimates(settings, task, on_test)
     total = Estimate(
         "in all",
@@ -113,10 +122,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _price(engine: Any) -> Price:
+def _price(engine: Any, dollars_per_hour: float) -> Price:
+    """The engine's own price, or where it has none the machine's."""
     settings = build("engines", engine, "prototype.engine")
-    hosted = price_of(settings.model, settings.base_url) if hasattr(settings, "base_url") else None
-    return hosted or Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
+    if hasattr(settings, "price"):
+        price: Price = settings.price()
+        return price
+    return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0) or dollars_per_hour)
 
 
 class _Nobody:

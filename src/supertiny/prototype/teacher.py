@@ -14,6 +14,7 @@ from supertiny.core.records import Answer, Cost, Prompt, Request, Sampling
 from supertiny.core.run import Run
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
+from supertiny.formats._lawful import bindable
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.prompting import function_list
 from supertiny.prototype.settings import Settings
@@ -73,7 +74,7 @@ class PlainPrompt:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         prompts = [self._prompt(request) for request in requests]
-        grammars = [self.form.grammar(request.tools or self.task.tools) for request in requests]
+        grammars = bindable(self.engine, [self.form.grammar(r.tools or self.task.tools) for r in requests])
         done = self.engine.complete(prompts, Sampling(128), grammars, lambda index, completion: self.advance(1))
         answers = []
         for request, completion in zip(requests, done, strict=True):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Sampling, Tool
 from supertiny.prototype.bench import Bench, Trace
@@ -16,7 +19,7 @@ from supertiny.prototype.bench import Bench, Trace
 class Fill:
     """One completion per request that was not routed to "none"."""
 
-    max_tokens: int = 96
+    max_tokens: Annotated[int, Field(ge=1)] = 96
     """Tokens that an answer may have."""
 
     calls_per_request = 1.0

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.prototype.bench import Bench, Trace
 
@@ -16,7 +19,7 @@ from supertiny.prototype.bench import Bench, Trace
 class Retrieve:
     """Nearest by TF-IDF of words and characters; the nearest stands last, next to the request."""
 
-    examples: int = 8
+    examples: Annotated[int, Field(ge=1)] = 8
     """Examples shown with each request."""
 
     calls_per_request = 0.0

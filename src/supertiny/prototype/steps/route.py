@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Answer, Grammar, Sampling
 from supertiny.prototype.bench import Bench, Trace
@@ -17,7 +20,7 @@ from supertiny.prototype.bench import Bench, Trace
 class Route:
     """One short completion per request; what it has read of the prompt is reused by `fill`."""
 
-    max_tokens: int = 16
+    max_tokens: Annotated[int, Field(ge=1)] = 16
     """Tokens that a function's name may have."""
 
     calls_per_request = 1.0

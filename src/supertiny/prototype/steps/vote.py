@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Call, Sampling
 from supertiny.core.scoring import plain_call
@@ -20,11 +23,11 @@ from supertiny.prototype.bench import Bench, Trace
 class Vote:
     """`samples` further answers for each request, drawn with `temperature`."""
 
-    samples: int = 2
+    samples: Annotated[int, Field(ge=1)] = 2
     """Answers drawn beside the one at hand."""
-    temperature: float = 0.7
+    temperature: Annotated[float, Field(ge=0)] = 0.7
     """Sampling temperature."""
-    max_tokens: int = 96
+    max_tokens: Annotated[int, Field(ge=1)] = 96
     """Tokens that an answer may have."""
 
     @property
