@@ -1,7 +1,7 @@
 # supertiny: `make` lists what can be made. On a fresh machine `make demo` is all it takes.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo models test check lint types fast methods format clean
+.PHONY: help setup demo models test check lint types fast benchmarks methods format clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -26,7 +26,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONUNBUFFERED = 1
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  make demo QUICK=1   the same thread on less data"
 
 setup: .venv/.installed ## make .venv with the pinned dependencies (instant when it stands)
@@ -69,9 +69,18 @@ fast: setup
 	@echo "check: house rules, laws, fast tests"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not model and not slow" -n 2
 
-test: check models ## everything: check, then the tests that need models or time
+# An extra that compiles: tests hold all engines to the same answers, and benchmarks compare with it.
+.venv/.llama_cpp: .venv/.installed
+	@echo "setup: compiling llama.cpp's package (some minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python
+	@touch $@
+
+test: check models .venv/.llama_cpp ## everything: check, then the tests that need models or time
 	@echo "test: with models"
 	@$(BIN)/pytest -q -m "model or slow"
+
+benchmarks: models .venv/.llama_cpp ## set up for .venv/bin/python -m benchmarks.NAME, and list them
+	@ls benchmarks/*.py | sed -n 's#benchmarks/\([a-z].*\)\.py#  .venv/bin/python -m benchmarks.\1 [--quick] [--json FILE]#p'
 
 methods: setup ## write docs/methods.md from the methods' docstrings
 	@$(SUPERTINY) methods --markdown > docs/.methods.md && mv docs/.methods.md docs/methods.md

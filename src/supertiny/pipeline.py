@@ -26,33 +26,50 @@ from supertiny.core.task import STEPS, Task, load_task
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe with its overrides. Raises UserErrors with all mistakes of the recipe and of its task."""
-    recipe = read_recipe(path, overrides)
+    recipe = read_recipe(path, overrides, _mistakes_within)
     check(recipe)
     return recipe
 
 
 def check(recipe: Recipe) -> dict[str, Any]:
     """Settings of each stage, by its name. Raises UserErrors with every mistake, before anything is spent."""
-    errors: list[UserError] = []
-    settings = {}
-    own = None
-    with gathered(errors):
-        own = own_methods("steps", recipe.task / STEPS)
-    for stage in STAGES:
-        schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
-        with gathered(errors):
-            settings[stage] = validated(schema, recipe.sections[stage], stage, own)
+    own, errors = _own_steps(recipe.task)
+    settings, mistakes = _settings(recipe.sections, own)
+    errors += mistakes
     with gathered(errors):
         task = load_task(recipe.task)
         if "prototype" in settings:
             errors += _demands(recipe, settings["prototype"], task, own)
-    errors += _missing_models(settings)
     if SEARCH in recipe.sections:
         with gathered(errors):
             _search_of(recipe, settings)
     if errors:
         raise UserErrors(errors)
     return settings
+
+
+def _mistakes_within(sections: Mapping[str, Any], task: Path | None) -> list[UserError]:
+    own, errors = _own_steps(task) if task is not None else (None, [])
+    return [*errors, *_settings(sections, own)[1]]
+
+
+def _own_steps(task: Path) -> tuple[Own | None, list[UserError]]:
+    errors: list[UserError] = []
+    own = None
+    with gathered(errors):
+        own = own_methods("steps", task / STEPS)
+    return own, errors
+
+
+def _settings(sections: Mapping[str, Any], own: Own | None) -> tuple[dict[str, Any], list[UserError]]:
+    """Settings of the stages that have no mistake, and all mistakes of the others."""
+    settings: dict[str, Any] = {}
+    errors: list[UserError] = []
+    for stage in STAGES:
+        schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
+        with gathered(errors):
+            settings[stage] = validated(schema, sections.get(stage) or {}, stage, own)
+    return settings, errors + _missing_models(settings)
 
 
 def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list[UserError]:
@@ -104,8 +121,12 @@ def _absent(named: Mapping[str, str]) -> list[UserError]:
     return [
         UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
         for place, name in named.items()
-        if name not in known and not Path(name).exists()
+        if name not in known and not _is_model(Path(name))
     ]
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, progress: Progress | None = None) -> Path:
@@ -118,8 +139,8 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
         from supertiny.prototype.estimate import estimate as say
 
         task = load_task(recipe.task)
-        asked = _asked_on_test(settings["report"], task)
-        say(settings["prototype"], task, progress, asked, recipe.folder / "ledger.sqlite")
+        asked, hourly = _asked_on_test(settings["report"], task), settings["report"].dollars_per_hour
+        say(settings["prototype"], task, progress, asked, recipe.folder / "ledger.sqlite", hourly)
         return recipe.folder
     with _opened(recipe, settings, progress) as run:
         progress.note(f"results go to {recipe.folder}")

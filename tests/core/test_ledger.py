@@ -159,6 +159,19 @@ def test_an_answer_that_failed_is_not_kept(tmp_path: Path) -> None:
     assert len(engine.asked) == 2
 
 
+def test_an_answer_that_failed_but_was_paid_is_kept_and_billed(tmp_path: Path) -> None:
+    class Filtered(FakeEngine):
+        def _write(self, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> Completion:
+            return Completion("", tokens_in=500, finish="error")
+
+    engine = Filtered()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for _ in range(2):
+        assert ledger.wrap(engine, "test").complete(prompts(1), GREEDY)[0].finish == "error"
+    assert len(engine.asked) == 1
+    assert [(bill.calls, bill.tokens_in) for bill in ledger.bills()] == [(1, 500)]
+
+
 def test_shares_of_seconds_add_up_to_the_engines_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     ledger = Ledger(tmp_path / "ledger.sqlite")

@@ -187,3 +187,23 @@ def test_the_recipe_as_it_was_run_is_read_back(place: Path, tmp_path: Path) -> N
     assert again == recipe
     assert "свет 灯" in recipe.text
     assert yaml.safe_load(recipe.text)["prototype"]["steps"][0] == {"method": "retrieve", "examples": 4}
+
+
+def test_mistakes_of_the_top_and_inside_the_sections_are_told_together(place: Path) -> None:
+    written(
+        place,
+        "task: nowhere\ntrasnfer: {}\nprototype: {steps: [fil], chunk: 0, plain_rows: -3, engine: {method: openvino,"
+        " max_batch: 0}}\ncompress: {parity: 3}\ntransfer: {student: task}\n",
+    )
+    (place.parent / "task" / "notes.txt").write_text("no model")
+    with pytest.raises(UserErrors) as told:
+        pipeline.load_recipe(place, [f"transfer.student={place.parent / 'task'}"])
+    whole = "\n".join(str(error) for error in told.value.errors)
+    for words in ("nowhere", "trasnfer", "'fil'", "prototype.chunk", "prototype.plain_rows", "compress.parity"):
+        assert words in whole, words
+    assert f"transfer.student: there is no model '{place.parent / 'task'}'" in whole
+
+
+def test_names_of_folders_are_text_whatever_yaml_makes_of_them(place: Path) -> None:
+    recipe = read_recipe(place, ["folder=2026-11-21", "name=007", "seed=9"])
+    assert (recipe.folder, recipe.name, recipe.seed) == (Path("2026-11-21"), "007", 9)

@@ -301,3 +301,48 @@ def test_other_errors_of_the_system_stay_bugs(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(pipeline.importlib, "import_module", lambda name: SimpleNamespace(run=broken))
     with pytest.raises(FileNotFoundError):
         pipeline._work("compress", {"compress": None}, run, run.folder)
+
+
+def test_another_tasks_run_is_not_overwritten(tmp_path: Path) -> None:
+    for name in ("mine", "yours"):
+        write_task(tmp_path / name / "home")
+    mine, yours = (Recipe("home", tmp_path / name / "home", tmp_path / "run") for name in ("mine", "yours"))
+    open_folder(mine)()
+    open_folder(mine)()
+    with pytest.raises(UserError, match=r"holds the run of another task, .*mine.home.*--folder"):
+        open_folder(yours)
+    shutil.rmtree(tmp_path / "mine")  # a task that was moved takes its run along
+    open_folder(yours)()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*file.run: Not a directory .*--folder"):
+        open_folder(recipe(tmp_path / "file" / "run"))
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_module, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        open_folder(recipe(tmp_path / "run"))
+    monkeypatch.undo()
+    open_folder(recipe(tmp_path / "run"))()  # and the lock is free again
+
+
+def test_seconds_of_an_attempt_that_was_killed_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_CLOCK_SECONDS", 0.01)
+
+    def killed(folder: Path) -> dict[str, Any]:
+        while not (folder / ".seconds").exists():
+            pass
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.do("prototype", "key", killed)
+    beside = run.folder / ".prototype.key" / ".seconds"
+    assert float(beside.read_text()) > 0
+    beside.write_text("1000")  # as if it had worked so long
+    run.do("prototype", "key", write("rows"))
+    assert 1000 <= run.manifest["stages"]["prototype"]["seconds"] < 1100
+    assert names(run.folder / "prototype") == {"rows"}

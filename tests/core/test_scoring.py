@@ -164,3 +164,14 @@ def test_typed_gives_text_where_the_schema_says_string_and_numbers_where_it_says
     }
     unknown = Answer((Call("Other", {"id": 1}),), "words")
     assert typed(unknown, {"Set": tool}) == unknown
+
+
+def test_a_number_that_may_be_missing_is_a_number() -> None:
+    optional = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    tools = {"Dim": Tool("Dim", "", {"type": "object", "properties": {"level": optional}})}
+    assert exact([Call("Dim", {"level": "67"})], [Call("Dim", {"level": 67.0})], tools)
+    assert not exact([Call("Dim", {"level": None})], [Call("Dim", {"level": 0})], tools)
+    (call,) = typed(Answer((Call("Dim", {"level": "67"}),)), tools).calls
+    assert call.arguments == {"level": 67}
+    words = {"Say": Tool("Say", "", {"properties": {"text": {"oneOf": [{"type": "string"}, {"type": "null"}]}}})}
+    assert typed(Answer((Call("Say", {"text": 12}),)), words).calls[0].arguments == {"text": "12"}

@@ -99,8 +99,11 @@ def test_the_hash_follows_what_means_something(tmp_path: Path) -> None:
     (folder / "README.md").write_text("words")
     (folder / "recipe.yaml").write_text("task: .")
     assert load_task(folder).hash == before
+    (folder / "rooms.py").write_text("ROOMS = ('kitchen',)\n")
+    with_rooms = load_task(folder).hash
+    assert with_rooms != before
     (folder / "hooks.py").write_text("def verify(text, calls):\n    return 'abstain', ''\n")
-    assert load_task(folder).hash != before
+    assert load_task(folder).hash not in {before, with_rooms}
 
 
 def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:

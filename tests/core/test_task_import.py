@@ -310,7 +310,8 @@ def test_chat_logs_become_a_task(tmp_path: Path) -> None:
     for example in (*task.labelled, *task.valid, *task.test):
         assert example.answer is not None
         assert bool(example.answer.calls) == example.request.text.startswith("set")
-        assert [m["role"] for m in example.request.messages] == ["system", "user"]
+        assert [m["role"] for m in example.request.messages] == ["user"]
+    assert task.description == "Be brief."  # what every log begins with
     again = new_task(read_table(tmp_path / "logs.jsonl"), tmp_path / "again", seed=3)
     assert again == counts
     assert (tmp_path / "again/test.jsonl").read_bytes() == (tmp_path / "task/test.jsonl").read_bytes()
@@ -322,7 +323,7 @@ def test_broken_logs_are_told_by_row(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
         new_task(read_table(tmp_path / "logs.jsonl"), tmp_path / "task")
     first, second, last = (str(error) for error in caught.value.errors)
-    assert first.endswith("logs.jsonl:1: has no assistant's message after a user's, so no answer")
+    assert first.endswith("logs.jsonl:1: has no assistant's message after a user's and no tool_calls, so no answer")
     assert second.endswith("logs.jsonl:2: has no messages")
     assert last.endswith("2 broken rows in all (--skip-broken leaves them out)")
     assert not (tmp_path / "task").exists()

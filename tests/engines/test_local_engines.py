@@ -111,3 +111,17 @@ def test_replay_refuses_what_is_no_ledger(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE other (key TEXT)")
     with pytest.raises(UserError, match="not a ledger"):
         build("engines", "replay").open(path)
+
+
+@pytest.mark.parametrize(
+    ("saved", "able", "opened"),
+    [("float32", True, "float32"), ("bfloat16", True, "bfloat16"), ("bfloat16", False, "float32")],
+)
+def test_torch_opens_a_checkpoint_in_its_own_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: str, able: bool, opened: str
+) -> None:
+    from supertiny.engines import torch as engine
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": saved}))
+    monkeypatch.setattr(engine, "_multiplies_bfloat16", lambda: able)
+    assert engine._own_precision(tmp_path) == opened

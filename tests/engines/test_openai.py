@@ -298,7 +298,7 @@ def test_settings_are_checked_before_anything_is_sent(monkeypatch):
         ({"base_url": "http://me:pw@localhost/v1"}, "holds a key"),
         ({"base_url": "http://[::1"}, "not an address"),
         ({"base_url": "http://localhost:port/v1"}, "not an address"),
-        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 0}, "concurrency: Input should be greater"),
         ({}, "no key for"),
     ]:
         with pytest.raises(UserError, match=said):

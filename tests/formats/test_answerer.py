@@ -80,3 +80,12 @@ def test_arguments_are_of_the_kind_that_the_schema_names(name: str, text: str, v
     (answer,) = answerer.answer([Request.from_text("where is it")])
     assert answer.calls == (Call("Track", {"id": value}),)
     assert answer.readable
+
+
+def test_a_call_that_the_schema_refuses_is_not_made_where_the_model_is_held_to_it() -> None:
+    lamp = Tool("Dim", "", {"type": "object", "properties": {"kelvin": {"type": "integer", "maximum": 10000}}})
+    form, request = build("formats", "compact"), Request.from_text("white")
+    for constrained, calls in ((True, ()), (False, (Call("Dim", {"kelvin": 20000}),))):
+        engine: Any = Scripted([Completion("Dim kelvin 20000"), Completion("Dim kelvin 20000")])
+        (answer,) = ModelAnswerer("student", engine, form, [lamp], constrained=constrained).answer([request])
+        assert (answer.calls, answer.readable) == (calls, not constrained)

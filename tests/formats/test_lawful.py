@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
 from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.formats._lawful import complete_lawfully, is_lawful
@@ -70,3 +74,32 @@ def test_a_bare_number_stands_in_the_grammar_where_text_is_wanted() -> None:
     order = Tool("order", "", {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]})
     for text in ("order id 12345", "order id 1.10", "order id true"):
         assert is_lawful(Completion(text), build("formats", "compact"), {"order": order})
+
+
+def test_an_engine_that_cannot_be_bound_is_not_asked_the_same_again() -> None:
+    class Unbound(FakeEngine):
+        def binds(self, grammar: Grammar) -> bool:
+            return grammar.kind == "json_schema"
+
+    engine = Unbound(Author({"a": "lamp state on"}))
+    ledger = Ledger(Path(":memory:"))
+    done = complete_lawfully(
+        ledger.wrap(engine, "test"), [Prompt(text="a")], Sampling(), build("formats", "compact"), [[SWITCH]]
+    )
+    assert [one.text for one in done] == ["lamp state on"]
+    assert engine.batches == [1]
+
+
+def test_a_range_of_whole_numbers_is_spelled_out_where_it_is_short() -> None:
+    def grammar(**schema: Any) -> str:
+        tool = Tool("set", "", {"type": "object", "properties": {"level": {"type": "integer", **schema}}})
+        given = build("formats", "compact").grammar([tool])
+        return str(given.text)
+
+    short = grammar(minimum=5, maximum=35)
+    assert '"5" | "6"' in short
+    assert '"35"' in short
+    assert '"36"' not in short
+    assert "json-integer" not in short
+    for schema in ({"minimum": 5}, {"minimum": 1000, "maximum": 10000}, {"minimum": 3, "maximum": 2}, {}):
+        assert "json-integer" in grammar(**schema)

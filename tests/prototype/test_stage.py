@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from supertiny.core.scoring import exact
 from supertiny.core.task import Task, load_task
 from supertiny.pipeline import _asked_on_test
 from supertiny.prototype import curating, stage, teacher
-from supertiny.prototype.estimate import estimates
+from supertiny.prototype.estimate import estimate, estimates
 from supertiny.prototype.settings import Settings
+from supertiny.prototype.teacher import open_engine, pipeline_of, plain_of
 from supertiny.report.settings import Settings as ReportSettings
 from tests.fake_engine import FakeEngine
+from tests.local_server import served
 from tests.small_task import PHRASES, rows, write_task
 
 GOLD = {row["text"]: row["calls"][0] for split in PHRASES for row in rows(split)}
@@ -235,3 +238,51 @@ def test_the_teacher_is_told_the_rules_of_its_own_format(task: Task, name: str) 
     told = [prompt.messages[0]["content"] for prompt, *_ in engine.asked]
     assert all(form.rules in text for text in told)
     assert engine.asked[-1][0].messages[-1]["content"].endswith(f", or {form.write(Answer())}.")
+
+
+def test_an_estimate_knows_the_price_that_the_recipe_states(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = {"method": "openai", "model": "m", "base_url": "http://10.0.0.4:8000/v1"}
+
+    def last_dollars(**prices: float) -> float:
+        settings = validated(Settings, {"steps": ["fill"], "engine": {**engine, **prices}}, "prototype")
+        estimate(settings, task, Progress())
+        said = capsys.readouterr()
+        return float((said.out + said.err).strip().rpartition("$")[2])
+
+    rows = estimates(validated(Settings, {"steps": ["fill"]}, "prototype"), task)
+    tokens_in, tokens_out = (sum(getattr(row, name) for row in rows) for name in ("tokens_in", "tokens_out"))
+    stated = last_dollars(dollars_per_million_in=1000, dollars_per_million_out=2000)
+    assert stated == pytest.approx((tokens_in * 1000 + tokens_out * 2000) / 1e6, rel=0.01)
+    assert last_dollars() == 0  # a server of one's own
+    unknown = validated(
+        Settings, {"engine": {"method": "openai", "model": "nobody-knows", "base_url": "https://x.example/v1"}}, "p"
+    )
+    with pytest.raises(UserError, match="nobody knows the price"):
+        estimate(unknown, task, Progress())
+
+
+def test_a_teacher_behind_a_server_that_knows_no_grammar_labels_all_the_same(task: Task, tmp_path: Path) -> None:
+    def author(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
+        said = str(prompt.messages[-1]["content"])
+        if "bring" in said:
+            return "I would rather not"  # left the format: the same prompt again would cost and bring nothing
+        plain = "JSON list" in str(prompt.messages[0]["content"])
+        return '[{"name": "TurnOn", "arguments": {"area": "Hall"}}]' if plain else "TurnOn area Hall"
+
+    engine = FakeEngine(author)
+    with served(engine) as url:
+        wire = {"method": "openai", "model": "small-one", "base_url": url}  # the dialect of a hosted model
+        settings = validated(Settings, {"steps": ["route", "fill"], "engine": wire}, "prototype")
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        run: Any = SimpleNamespace(ledger=ledger, task=task, seed=7)
+        opened = open_engine(settings)
+        requests = [row.request for row in task.valid]
+        plain = plain_of(settings, run, opened, "plain").answer(requests)
+        answers = pipeline_of(settings, run, opened, "pipeline").answer(requests)
+    hall = (Call("TurnOn", {"area": "Hall"}),)
+    assert [answer.calls for answer in plain] == [() if "bring" in r.text else hall for r in requests]
+    odd = ["bring" in request.text for request in requests]
+    assert [answer.calls != hall for answer in answers] == odd
+    assert sum(odd) > 0
+    assert all(grammar is None for _, _, grammar in engine.asked)
+    assert len(engine.asked) == 3 * len(requests)  # plain, route, fill: none twice

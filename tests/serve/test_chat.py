@@ -139,3 +139,13 @@ def test_models(served):
     assert served.openai.models.retrieve("home").owned_by == "supertiny"
     with pytest.raises(openai.NotFoundError):
         served.openai.models.retrieve("other")
+
+
+def test_a_system_message_that_repeats_the_tasks_description_is_not_put_to_the_model(start):
+    served = start(description="You are a home. " * 400)
+    user = {"role": "user", "content": "lights"}
+    for system, heard in (("You are a home. " * 400, ["user"]), ("You are a boat.", ["system", "user"])):
+        served.kitchen.batches.clear()
+        body = {"model": "home", "messages": [{"role": "system", "content": system}, user]}
+        assert served.http.post("/v1/chat/completions", json=body).status_code == 200
+        assert [message["role"] for message in served.kitchen.batches[0][0].messages] == heard

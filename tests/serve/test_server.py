@@ -2,8 +2,12 @@
 
 import json
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import openai
 import pytest
 
 from supertiny.core.errors import UserError
@@ -101,6 +105,47 @@ def test_a_stream_that_is_dropped_midway_leaves_the_server_well(start):
             next(iter(stream))
     assert served.post("next").status_code == 200
     assert served.http.get("/healthz").json()["status"] == "ok"
+
+
+_LONG_WINDED = """
+import sys, uvicorn
+from supertiny.core.records import Answer
+from supertiny.serve.server import create_app, listen
+
+class LongWinded:
+    name = "long-winded"
+    def answer(self, requests):
+        return [Answer((), "word " * (2_000_000 if r.text == "talk" else 1)) for r in requests]
+
+listener = listen("127.0.0.1", int(sys.argv[1]))
+print(listener.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(create_app(LongWinded(), "home", []), log_level="critical")).run(sockets=[listener])
+"""
+
+
+def test_a_server_that_is_killed_while_streaming_is_an_error_to_the_client_and_starts_again():
+    def started(port):
+        server = subprocess.Popen([sys.executable, "-c", _LONG_WINDED, str(port)], stdout=subprocess.PIPE)
+        return server, int(server.stdout.readline())
+
+    server, port = started(0)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=2)
+    try:
+        messages = [{"role": "user", "content": "talk"}]
+        with client.chat.completions.create(model="home", messages=messages, stream=True) as stream:
+            heard = [next(iter(stream)).choices[0]]
+            server.kill()
+            server.wait()
+            with pytest.raises((httpx.HTTPError, openai.APIError)):
+                heard += [chunk.choices[0] for chunk in stream]
+        assert all(choice.finish_reason is None for choice in heard)  # half an answer never looks like a whole one
+        server, again = started(port)  # its port is not held by the dead
+        assert again == port
+        whole = client.chat.completions.create(model="home", messages=[{"role": "user", "content": "hi"}])
+        assert whole.choices[0].message.content == "word "
+    finally:
+        server.kill()
+        server.wait()
 
 
 class _Oracle(Kitchen):

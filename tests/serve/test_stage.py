@@ -21,7 +21,7 @@ from tests.small_task import small_task
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A run folder with an artifact whose engine always writes the first tool's name."""
+    """A run folder with an artifact whose engine always writes one call of the first tool."""
     task = small_task()
     folder = tmp_path / "compress" / "artifact"
     folder.mkdir(parents=True)
@@ -39,7 +39,7 @@ def made(tmp_path, monkeypatch):
 
         def open_model(model):
             assert model == folder / "model.gguf"
-            opened.append(Engine(lambda prompt, sampling, grammar: task.tools[0].name))
+            opened.append(Engine(lambda prompt, sampling, grammar: f"{task.tools[0].name} area Hall"))
             return opened[-1]
 
         return SimpleNamespace(open=open_model)
@@ -62,10 +62,12 @@ def test_what_the_stage_writes_is_what_the_server_reads(made):
     assert written["artifact"] == "compress/artifact"
     assert str(given.folder) not in (place / "serve.json").read_text(encoding="utf-8")
     read = Service.read(given.folder)
-    assert read == Service(given.task.name, "compress/artifact", "compact", settings, given.task.tools)
+    assert read == Service(
+        given.task.name, "compress/artifact", "compact", settings, given.task.tools, given.task.description
+    )
     assert read.settings.limits == Limits(batch=4)
     assert read.routing.threshold == 0.3
-    assert ask(given.folder, "anything") == f'{{"name": "{given.task.tools[0].name}", "arguments": {{}}}}'
+    assert ask(given.folder, "anything") == f'{{"name": "{given.task.tools[0].name}", "arguments": {{"area": "Hall"}}}}'
     assert opened[-1].asked[0][1].max_tokens == 50
     assert open_artifact(given.folder, given.task.tools).name == "artifact"
 

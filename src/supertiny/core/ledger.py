@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import hash_of
@@ -43,11 +45,11 @@ _CHUNK = 256  # prompts handed to an engine at once, so that the budget is looke
 class Budget:
     """What a run may spend on model calls; None is no limit. It is never crossed: a call that could, is not made."""
 
-    dollars: float | None = None
+    dollars: Annotated[float, Field(ge=0)] | None = None
     """Dollars, by the engines' prices."""
-    tokens: int | None = None
+    tokens: Annotated[int, Field(ge=0)] | None = None
     """Tokens in and out together."""
-    minutes: float | None = None
+    minutes: Annotated[float, Field(ge=0)] | None = None
     """Minutes of engine time."""
 
 
@@ -322,7 +324,8 @@ class LedgerEngine:
             key, place = chunk[index]
             shared = replace(_written(completion), seconds=now - last)
             last = now
-            if completion.finish != "error":
+            # A failure that was paid (a filtered answer) is kept like any other call: it must stand in the bill.
+            if completion.finish != "error" or completion.tokens_in:
                 self.ledger.store(key, self.purpose, self.engine, prompts[place], shared)
             tell(key, shared)
 

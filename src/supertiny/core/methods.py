@@ -180,22 +180,25 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str, own: O
         for mistake in error.errors():
             where = ".".join(str(part) for part in mistake["loc"])
             errors.append(UserError(f"{place}.{where}: {mistake['msg']}; found {mistake['input']!r}"))
+        errors += _method_mistakes(schema, settings, place, own)
     else:
-        errors += _method_mistakes(built, place, own)
+        errors += _method_mistakes(schema, vars(built), place, own)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return built
 
 
-def _method_mistakes(built: Any, place: str, own: Own | None = None) -> list[UserError]:
+def _method_mistakes(
+    schema: type[Any], values: Mapping[str, Any], place: str, own: Own | None = None
+) -> list[UserError]:
     """Mistakes in settings that name methods: fields whose metadata says `family` ("a|b" where two fit).
 
     Where the metadata says `lacks`, methods that need one of these words are mistakes too.
     """
     errors: list[UserError] = []
-    for field in fields(built):
+    for field in fields(schema):
         families = field.metadata.get("family")
-        value = getattr(built, field.name)
+        value = values.get(field.name)
         if not families or value is None:
             continue
         blocks = value if isinstance(value, list | tuple) else [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from supertiny.core.errors import UserError, UserErrors, nearest_word
 
 STAGES = ("prototype", "transfer", "compress", "serve", "report")
 SEARCH = "optimise"  # a section that no stage reads: what `supertiny optimise` tries
+_TEXT_KEYS = ("name", "task", "folder")  # an override of these is text, also where YAML would read a date or a number
 _PLAIN_KEYS = {"name": str, "task": str, "seed": int, "folder": str}
 
 
@@ -35,22 +36,21 @@ class Recipe:
         return yaml.safe_dump({**head, **_plain(self.sections)}, sort_keys=False, allow_unicode=True)
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    sections_errors: Callable[[Mapping[str, Any], Path | None], Sequence[UserError]] = lambda sections, task: (),
+) -> Recipe:
     """Reads a recipe and applies `a.b=value` overrides.
 
     A relative `task` is looked for in the working folder first, then beside the recipe. Overridden with another task,
     the recipe's `name` and `folder` no longer hold: the run is named after the task's folder, unless an override names
-    it. Raises UserErrors with all mistakes of the top level; what stands inside the sections is checked by
-    `pipeline.check`.
+    it. Raises UserErrors with all mistakes of the top level, and where there are any with those that `sections_errors`
+    finds inside the sections too.
     """
     values = _read_yaml(path)
     own = dict(values)
-    errors: list[UserError] = []
-    for override in overrides:
-        try:
-            _override(values, override)
-        except UserError as error:
-            errors.append(error)
+    errors = _overridden(values, overrides)
     known = [*_PLAIN_KEYS, *STAGES, SEARCH]
     errors += [
         UserError(f"{path}: there is no section {key!r}", nearest_word(str(key), known))
@@ -69,7 +69,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(values.get("task"), str):
         task = _find_task(path, values["task"], errors)
     if errors or task is None:
-        raise UserErrors(errors)
+        sections = {stage: values[stage] for stage in STAGES if isinstance(values.get(stage), Mapping)}
+        raise UserErrors([*errors, *sections_errors(sections, task)])
     if _is_other_task(path, own.get("task"), task):
         given = {override.partition("=")[0] for override in overrides}
         fitting = {"name": task.resolve().name, "folder": None}
@@ -100,12 +101,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> list[UserError]:
+    """Applies the overrides; gives the mistakes of those that cannot be."""
+    errors = []
+    for override in overrides:
+        try:
+            _override(values, override)
+        except UserError as error:
+            errors.append(error)
+    return errors
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     place, sign, text = override.partition("=")
     if not sign or not place:
         raise UserError(f"override {override!r} is not of the form a.b=value")
     try:
-        value = yaml.safe_load(text)
+        value = text if place in _TEXT_KEYS else yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: the value is not YAML") from None
     *parents, last = place.split(".")

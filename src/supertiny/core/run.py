@@ -6,12 +6,16 @@ import fcntl
 import os
 import platform
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from supertiny import __version__
 from supertiny.core.errors import UserError
@@ -21,6 +25,7 @@ from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.task import Task
 
+_CLOCK_SECONDS = 5.0  # at most so much of a killed attempt's time is lost
 _PACKAGES = ("torch", "transformers", "openvino-genai", "llama-cpp-python", "gguf", "numpy", "scikit-learn")
 
 
@@ -57,13 +62,13 @@ class Run:
             if stale != beside:
                 shutil.rmtree(stale)
         beside.mkdir(exist_ok=True)
-        began = time.perf_counter()
-        summary = work(beside)
+        with _clock(beside / ".seconds") as spent:
+            summary = work(beside)
         place, old = self.folder / stage, self.folder / f".{stage}.old"
         if place.exists():
             place.rename(old)  # in one step: a folder that is half removed must never stand in its place
         # Told before the rename: a kill between the two leaves the folder beside its place, whole: nothing is lost.
-        self._record(stage, key, time.perf_counter() - began, summary)
+        self._record(stage, key, spent(), summary)
         beside.rename(place)
         if old.exists():
             shutil.rmtree(old)
@@ -88,13 +93,42 @@ class Run:
         write_json(self.folder / "manifest.json", manifest)
 
 
+@contextmanager
+def _clock(path: Path) -> Iterator[Callable[[], float]]:
+    """Gives a function that says the seconds spent on a stage, those of attempts that were killed included."""
+    began = time.perf_counter()
+    with suppress(OSError, ValueError):
+        began -= float(path.read_text())
+    ended = threading.Event()
+
+    def spent() -> float:
+        return time.perf_counter() - began
+
+    def tick() -> None:
+        while not ended.wait(_CLOCK_SECONDS):
+            with suppress(OSError):  # a full disk is the stage's to tell
+                write_text(path, f"{spent()}")
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        yield spent
+    finally:
+        ended.set()
+        ticking.join()
+    path.unlink(missing_ok=True)
+
+
 def open_folder(recipe: Recipe) -> Callable[[], None]:
     """Makes the run folder, takes its lock, writes the recipe; gives a function that frees the lock.
 
-    Raises UserError where another process works on the folder.
+    Raises UserError where another process works on the folder, where it holds another task's run, or cannot be written.
     """
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    lock = (recipe.folder / "lock").open("a+")
+    try:
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+        lock = (recipe.folder / "lock").open("a+")
+    except OSError as error:
+        raise _unwritable(recipe.folder, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -104,11 +138,34 @@ def open_folder(recipe: Recipe) -> Callable[[], None]:
         raise UserError(
             f"{recipe.folder} is in use by process {other}", "wait for it, or give another folder with --folder"
         ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    write_text(recipe.folder / "recipe.yaml", recipe.text)
+    try:
+        _check_same_task(recipe)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        write_text(recipe.folder / "recipe.yaml", recipe.text)
+    except OSError as error:
+        with suppress(OSError):  # what could not be flushed
+            lock.close()
+        raise _unwritable(recipe.folder, error) from error
+    except UserError:
+        lock.close()
+        raise
     return lock.close
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {folder}: {error.strerror or error}", "give another folder with --folder")
+
+
+def _check_same_task(recipe: Recipe) -> None:
+    """Two tasks may have folders of one name, and so runs of one name: neither may take the other's place."""
+    path = recipe.folder / "recipe.yaml"
+    known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    other = Path(str(known["task"])) if isinstance(known, dict) and "task" in known else recipe.task
+    if other.is_dir() and other.resolve() != recipe.task.resolve():
+        problem = f"{recipe.folder} holds the run of another task, {other}"
+        raise UserError(problem, "give another folder with --folder, or remove that one")
 
 
 def package_versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +74,7 @@ def _typed(value: Any, schema: Any) -> Any:
     return json.dumps(value) if "string" in kinds and not _is_one_of(value, kinds) else value
 
 
-def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:
+def _is_one_of(value: Any, kinds: Collection[Any]) -> bool:
     if value is None or isinstance(value, bool):
         return ("null" if value is None else "boolean") in kinds
     return "number" in kinds or "integer" in kinds

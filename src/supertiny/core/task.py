@@ -33,6 +33,7 @@ DESCRIPTION = (
 )
 STEPS = "steps"  # folder of the steps that a task brings along
 GUIDELINES = "guidelines.md"  # what a judge is told where its settings say nothing
+_MEANINGFUL = {".yaml", ".yml", ".json", ".jsonl", ".py"}  # hooks.py may import any code beside it
 SHOWN = 20  # mistakes of one kind that are listed before the rest is counted
 
 
@@ -189,8 +190,8 @@ def _leaks(rows: Mapping[str, Sequence[Row]], similarity: float) -> list[UserErr
 def _hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        data = path.suffix in {".yaml", ".yml", ".json", ".jsonl"} and not path.name.startswith(("recipe", "."))
-        if path.is_file() and (data or path.name == "hooks.py"):
+        data = path.suffix in _MEANINGFUL and not path.name.startswith(("recipe", "."))
+        if path.is_file() and data:
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     # These came later: a task without them has the hash that it had.
     for path in (folder / GUIDELINES, *sorted((folder / STEPS).glob("*.py"))):

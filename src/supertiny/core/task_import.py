@@ -92,6 +92,7 @@ def new_task(
 
     The same request is taken once, with its first answer, and near-duplicates stay on one side of the splits. Rows of
     `test` are the task's test where they are given, and what is nearly the same as they stands in no other split.
+    A system message that all conversations begin with becomes the task's description.
     Functions are those that the rows bring along, and are inferred from the calls where they bring none. Raises
     UserErrors with the place of every row that cannot be read, or whose answer its own functions refuse, and with the
     nearest word for a missing column; `skip_broken` leaves such rows out.
@@ -104,13 +105,14 @@ def new_task(
         tools = [_classifier(columns.label, rows + hidden, table.source)]
         splits = shared_out(rows, seed, table.source, sizes, _label, hidden)
         return _write(folder, splits, tools, _CLASSIFICATION)
+    told = "" if columns.text else _taken_out(rows + hidden)
     brought = _tools_of(rows + hidden, keep=bool(columns.calls))
     splits = shared_out(rows, seed, table.source, sizes, test=hidden)
     calls = {split: [Call.from_json(call) for row in splits[split] for call in row["calls"]] for split in SPLITS}
     if not any(calls.values()):
         raise UserError(f"{table.source} has no calls", "a task needs rows that call a function")
     tools = list(({tool.name: tool for tool in infer_tools(calls)} | brought).values())
-    return _write(folder, splits, tools)
+    return _write(folder, splits, tools, told)
 
 
 def _check_free(folder: Path) -> None:
@@ -259,15 +261,31 @@ def _conversation(row: Mapping[str, Any]) -> TaskRow:
         messages = system + [_of_sharegpt(turn) for turn in row["conversations"]]
     if not isinstance(messages, list):
         raise ValueError("has no messages")
+    if row.get("tool_calls") is not None:  # the answer stands beside the messages
+        messages = [*messages, {"role": "assistant", "tool_calls": row["tool_calls"]}]
     roles = [message["role"] for message in messages]
     asked = max((n for n, role in enumerate(roles) if role == "user" and "assistant" in roles[n:]), default=None)
     if asked is None:
-        raise ValueError("has no assistant's message after a user's, so no answer")
+        raise ValueError("has no assistant's message after a user's and no tool_calls, so no answer")
     place = roles.index("assistant", asked)
     answer = messages[place]
     calls = [Call.from_json(call).to_json() for call in answer.get("tool_calls") or ()]
     written: TaskRow = {"messages": messages[:place], "calls": calls}
     return written if calls or not answer.get("content") else {**written, "text_answer": said(answer)}
+
+
+def _taken_out(rows: Sequence[TaskRow]) -> str:
+    """Takes the system message that all rows begin with out of them, and gives its text; empty where there is none.
+
+    It says what the task is: the teacher is told once, and the student, which learns it, never.
+    """
+    firsts = {json.dumps(row["messages"][0], sort_keys=True) for row in rows}
+    if len(firsts) != 1 or rows[0]["messages"][0]["role"] not in ("system", "developer"):
+        return ""
+    description = said(rows[0]["messages"][0])
+    for row in rows:
+        row["messages"] = row["messages"][1:]
+    return description
 
 
 def _of_sharegpt(turn: Mapping[str, Any]) -> Message:

@@ -55,7 +55,7 @@ class ServerEngine:
         return single
 
     def binds(self, grammar: Grammar) -> bool:
-        """Whether a completion can be kept to the grammar; where not, it is free."""
+        """Whether completions can be held to the grammar; engines that do not say can be held to any."""
         return self._wire.binds(grammar)
 
     def complete(

@@ -72,7 +72,7 @@ class Wire:
         return {"messages": [*turns, {"role": "assistant", "content": begun}]} | CONTINUING.get(self.dialect, {})
 
     def binds(self, grammar: Grammar) -> bool:
-        """Whether a server of this dialect can be told of the grammar."""
+        """Whether a server of this dialect can be held to the grammar."""
         if grammar.kind == "json_schema" or self.dialect in ("vllm", "sglang"):
             return True
         return self.dialect == "llama_server" and grammar.kind == "ebnf"

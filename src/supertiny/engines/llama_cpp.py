@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.protocols import Engine
 from supertiny.engines._gguf_file import read_header
@@ -20,15 +23,15 @@ class LlamaCpp:
 
     model: str = ""
     """Name in the catalogue of models, or path of a GGUF file; an opened model file overrides it."""
-    max_batch: int = 16
+    max_batch: Annotated[int, Field(ge=1)] = 16
     """Prompts that are worked on at once."""
-    context_tokens: int = 16384
+    context_tokens: Annotated[int, Field(ge=1)] = 16384
     """Tokens of all running prompts and shared prefixes together."""
-    batch_tokens: int = 512
+    batch_tokens: Annotated[int, Field(ge=1)] = 512
     """Tokens of one forward pass, over all prompts."""
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads; 0 takes what the machine has."""
-    dollars_per_hour: float = 0.0
+    dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine."""
 
     serves = ("token_scores", "best_tokens", "logprobs")

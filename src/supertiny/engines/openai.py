@@ -86,13 +86,7 @@ class OpenAI:
             raise UserError(f"no key for {self.base_url}", f"export {self.api_key_env}=...")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{self.api_key_env} holds characters that no key has", "copy the key again")
-        price = self.price()
-        if price is None:
-            raise UserError(
-                f"nobody knows the price of {self.model!r} at {urlsplit(self.base_url).hostname}",
-                "set dollars_per_million_in and dollars_per_million_out, or write ~/.config/supertiny/prices.yaml",
-            )
-        return ServerEngine(self, key, price)
+        return ServerEngine(self, key, self.price())
 
     def _check(self) -> None:
         try:
@@ -104,17 +98,19 @@ class OpenAI:
         if address.userinfo:
             raise UserError("engines.openai.base_url: holds a key", f"put it into {self.api_key_env}")
 
-    def price(self) -> Price | None:
-        """The settings' price, or one that is known, at the discount where batches are on; None where nobody knows.
-
-        Raises UserError for settings that contradict each other.
-        """
+    def price(self) -> Price:
+        """What tokens cost, at the discount where batches are on. Raises UserError where nobody knows it."""
         if (self.dollars_per_million_in is None) != (self.dollars_per_million_out is None):
             raise UserError("engines.openai: dollars_per_million_in and dollars_per_million_out go together")
         if self.dollars_per_million_in is not None and self.dollars_per_million_out is not None:
             cached = self.dollars_per_million_cached
             cached = self.dollars_per_million_in if cached is None else cached
-            found: Price | None = Price(self.dollars_per_million_in, self.dollars_per_million_out, cached)
+            price: Price | None = Price(self.dollars_per_million_in, self.dollars_per_million_out, cached)
         else:
-            found = price_of(self.model, self.base_url, Path(self.price_file) if self.price_file else None)
-        return found.times(self.batch_discount) if found and self.batch else found
+            price = price_of(self.model, self.base_url, Path(self.price_file) if self.price_file else None)
+        if price is None:
+            raise UserError(
+                f"nobody knows the price of {self.model!r} at {urlsplit(self.base_url).hostname}",
+                "set dollars_per_million_in and dollars_per_million_out, or write ~/.config/supertiny/prices.yaml",
+            )
+        return price.times(self.batch_discount) if self.batch else price

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from supertiny.core.protocols import Engine
 from supertiny.engines._gguf_file import checked
@@ -24,17 +26,17 @@ class OpenVino:
 
     model: str = ""
     """Name in the catalogue of models, or path of a GGUF file; an opened model file overrides it."""
-    cache_gigabytes: int = 2
+    cache_gigabytes: Annotated[int, Field(ge=1)] = 2
     """Memory for keys and values of running prompts and of prefixes that later prompts may share."""
-    max_batch: int = 32
+    max_batch: Annotated[int, Field(ge=1)] = 32
     """Prompts that are worked on at once."""
-    batch_tokens: int = 512
+    batch_tokens: Annotated[int, Field(ge=1)] = 512
     """Tokens of one forward pass, over all prompts."""
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads; 0 takes what the machine has."""
     precision: Literal["fast", "float32"] = "fast"
     """`fast`: bf16 where the processor has it, with 8-bit activations and cache; `float32` is for comparisons."""
-    dollars_per_hour: float = 0.0
+    dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine."""
 
     serves = ("token_scores", "logprobs")

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Completion, Cost, Request, Sampling, Tool
 from supertiny.core.scoring import typed
+from supertiny.core.verifying import schema_problem
 from supertiny.formats._lawful import complete_lawfully
 
 
 class ModelAnswerer:
     """Requests -> prompts -> completions -> answers.
 
-    Text that the format cannot read, and calls that were cut off, give an answer without calls; `raw` keeps the text.
+    Text that the format cannot read, and calls that were cut off or that the schema refuses where the answerer is
+    `constrained`, give an answer without calls; `raw` keeps the text.
     """
 
     def __init__(
@@ -58,9 +60,13 @@ class ModelAnswerer:
         if written.logprob is not None:
             confidence = math.exp(min(0.0, written.logprob / max(written.tokens_out, 1)))
         text = written.text.removesuffix(self._format.stop)
+        known = {tool.name: tool for tool in tools}
         try:
-            read = typed(self._format.decode(text), {tool.name: tool for tool in tools})
+            read = typed(self._format.decode(text), known)
         except ValueError:
+            return Answer((), "", cost, self.name, confidence, written.text, readable=False)
+        if self._constrained and any(schema_problem(call, known) for call in read.calls):
+            # What no grammar can say (a range too long to spell, a pattern): such a call must not be carried out.
             return Answer((), "", cost, self.name, confidence, written.text, readable=False)
         whole = written.finish == "stop" or not read.calls
         calls = read.calls if whole else ()

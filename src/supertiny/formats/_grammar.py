@@ -29,6 +29,7 @@ _PROSE = {
     "prose-first": r'[^\x00-\x20"]',
     "prose-letter": r"[^\x00-\x08\x0B-\x1F]",
 }
+_SPELLED_NUMBERS = 400  # a percentage, minutes, degrees of a circle
 _KINDS = {
     "integer": "json-integer",
     "number": "json-number",
@@ -84,6 +85,8 @@ class Rules:
                 ways = dict.fromkeys(self.value(one, spelling) for one in schema[key])
                 return self.rule("any", " | ".join(ways))
         kind = schema.get("type")
+        if kind == "integer" and (whole := _whole_numbers(schema)) is not None:
+            return self.rule("integer", f'({" | ".join(literal(str(number)) for number in whole)}) (".0")?')
         if isinstance(kind, list):
             return self.rule("any", " | ".join(self.value({**schema, "type": one}, spelling) for one in kind))
         if kind == "array" and isinstance(schema.get("items"), Mapping):
@@ -123,6 +126,15 @@ class Rules:
                 lines[name] = rules[name]
                 waiting.append(rules[name])
         return "\n".join(f"{name} ::= {body}" for name, body in lines.items()) + "\n"
+
+
+def _whole_numbers(schema: Mapping[str, Any]) -> range | None:
+    """The numbers of a range that is stated at both ends and short enough to be spelled out."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if not isinstance(low, int) or not isinstance(high, int):
+        return None
+    numbers = range(low, high + 1)
+    return numbers if 0 < len(numbers) <= _SPELLED_NUMBERS else None
 
 
 def named(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -27,7 +27,7 @@ def complete_lawfully(
     stands: Callable[[int, Completion], bool] = lambda index, completion: False,
     again: Callable[[int, Completion], None] = lambda index, completion: None,
 ) -> list[Completion]:
-    """One completion per prompt, in order, each a valid answer with its prompt's tools; costs of both tries are added.
+    """One completion per prompt, in order, each in the grammar of its prompt's tools; costs of both tries are added.
 
     `stands` lets a free completion through that is more than its prompt's tools allow; `again` is told of each second
     try. A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
@@ -37,11 +37,11 @@ def complete_lawfully(
     broken = [i for i, done in enumerate(free) if not is_lawful(done, form, maps[i]) and not stands(i, done)]
     bounds = {i: form.grammar(tools[i]) for i in broken}
     # Where an engine cannot be bound, the same prompt would only give the same words for more money.
-    broken = [i for i in broken if _can_bind(engine, bounds[i])]
+    grammars = {i: bound for i, bound in zip(bounds, bindable(engine, list(bounds.values())), strict=True) if bound}
+    broken = list(grammars)
     if not broken:
         return free
-    grammars = [bounds[i] for i in broken]
-    tried = engine.complete([prompts[i] for i in broken], sampling, grammars)
+    tried = engine.complete([prompts[i] for i in broken], sampling, list(grammars.values()))
     whole = list(free)
     for i, second in zip(broken, tried, strict=True):
         again(i, second)
@@ -56,11 +56,12 @@ def complete_lawfully(
     return whole
 
 
-def _can_bind(engine: Any, grammar: Grammar | None) -> bool:
-    """Whether the engine keeps to this grammar; behind wrappers, whether the one that they wrap does."""
+def bindable(engine: Any, grammars: Sequence[Grammar | None]) -> list[Grammar | None]:
+    """The grammars, with None for those that the engine, behind its wrappers, cannot be held to."""
     while hasattr(engine, "engine"):
         engine = engine.engine
-    return grammar is None or not hasattr(engine, "binds") or engine.binds(grammar)
+    binds = getattr(engine, "binds", lambda grammar: True)
+    return [grammar if grammar is not None and binds(grammar) else None for grammar in grammars]
 
 
 def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -> bool:

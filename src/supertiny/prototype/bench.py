@@ -13,7 +13,7 @@ from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Call, Completion, Cost, Example, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
-from supertiny.formats._lawful import complete_lawfully, is_lawful
+from supertiny.formats._lawful import bindable, complete_lawfully, is_lawful
 from supertiny.prototype.prompting import few_shot_messages, going_on, instructions
 from supertiny.prototype.token_scores import summed_logprobs
 
@@ -206,7 +206,8 @@ class Bench:
         grammars: Sequence[Grammar | None] | None = None,
     ) -> tuple[list[Trace], list[Completion]]:
         """Completes the prompts; gives the traces with the cost added, and the completions."""
-        done = self.engine.complete(prompts, sampling, grammars, lambda index, completion: self.advance(1))
+        bounds = None if grammars is None else bindable(self.engine, grammars)
+        done = self.engine.complete(prompts, sampling, bounds, lambda index, completion: self.advance(1))
         return [t.paid(c, self._dollars(c)) for t, c in zip(traces, done, strict=True)], done
 
     def call(

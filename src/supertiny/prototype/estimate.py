@@ -99,6 +99,7 @@ def estimates(
     on_test: Mapping[str, int] | None = None,
     ledger: Ledger | None = None,
     count: Count | None = None,
+    dollars_per_hour: float = 0.0,
 ) -> list[Estimate]:
     """One estimate per part: plain prompt and pipeline on valid, the pipeline on the pool, and the report's share.
 
@@ -117,7 +118,7 @@ def estimates(
     own = own_methods("steps", task.folder / STEPS)
     steps = [build("steps", block, f"prototype.steps.{n}", own) for n, block in enumerate(settings.steps)]
     told = replace(task, description=settings.wording) if settings.wording else task
-    nearest, price = NearestExamples(task.labelled), price_of_engine(settings.engine)
+    nearest, price = NearestExamples(task.labelled), price_of_engine(settings.engine, dollars_per_hour)
     on_valid, on_pool = (rehearse(_spread(rows), steps, told, form, nearest, count) for rows in (valid, pool))
     plain = rehearse(_spread(plain_rows), [Plain()], task, plain_form, NearestExamples(()), count)
     led = _earlier(ledger, "pipeline", settings, task, count) if ledger else None
@@ -233,11 +234,16 @@ def estimate(
     progress: Progress,
     on_test: Mapping[str, int] | None = None,
     ledger_file: Path | None = None,
+    dollars_per_hour: float = 0.0,
 ) -> None:
-    """Prints the estimates and their sum; `on_test` as in `estimates`. A ledger of earlier calls makes them better."""
+    """Prints the estimates and their sum; `on_test` as in `estimates`. A ledger of earlier calls makes them better.
+
+    `dollars_per_hour` is the machine's price, for engines that have none of their own. Raises UserError where nobody
+    knows the price of a hosted model.
+    """
     ledger = Ledger(ledger_file) if ledger_file is not None and ledger_file.is_file() else None
     try:
-        rows = estimates(settings, task, on_test, ledger)
+        rows = estimates(settings, task, on_test, ledger, dollars_per_hour=dollars_per_hour)
     finally:
         if ledger is not None:
             ledger.close()

@@ -47,13 +47,13 @@ def name_of(prompt: Mapping[str, Any]) -> str:
     return json.dumps([list(prompt["messages"]), prompt["text"]], sort_keys=True, ensure_ascii=False)
 
 
-def price_of_engine(block: Any) -> Price:
-    """The price of an engine that is not opened; of a machine of ours by the hour."""
+def price_of_engine(block: Any, dollars_per_hour: float = 0.0) -> Price:
+    """The price of an engine that is not opened: its own, or where it has none the machine's by the hour."""
     settings = build("engines", block, "prototype.engine")
     if not hasattr(settings, "base_url"):
-        return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0))
-    priced: Price | None = settings.price()
-    return priced or Price()
+        return Price(dollars_per_hour=getattr(settings, "dollars_per_hour", 0.0) or dollars_per_hour)
+    price: Price = settings.price()
+    return price
 
 
 class _Rehearsal:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from supertiny.core.ledger import Budget
+
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class Settings:
     """What chooses among the labelled pool, in order."""
     budget: Budget = field(default_factory=Budget)
     """What model calls may cost in all; never crossed."""
-    plain_rows: int = 100
+    plain_rows: Count = 100
     """Rows of valid on which the plain prompt is measured."""
-    pool_rows: int | None = None
+    pool_rows: Count | None = None
     """Rows of the pool that are labelled; all where it is not given."""
-    valid_rows: int | None = None
+    valid_rows: Count | None = None
     """Rows of valid on which the pipeline is measured; all where it is not given."""
-    chunk: int = 128
+    chunk: Count = 128
     """Requests that go through all steps together, so that a step finds in cache what the step before it read."""

@@ -20,8 +20,8 @@ NOTES = {
     "labelled_only": "trained on the labelled rows alone",
     "plain_prompt": "the teacher's model, all functions in one prompt",
     "pipeline": "the teacher's model in its pipeline of steps",
-    "student": "trained on verified data, before compression",
-    "artifact": "what is served",
+    "student": "trained on verified data, before compression; it writes freely",
+    "artifact": "what is served; it writes under the schema of the functions",
 }
 
 

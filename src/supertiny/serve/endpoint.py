@@ -37,9 +37,13 @@ def create_app(
     fallback: Answerer | None = None,
     routing: Routing | None = None,
     api_key: str | None = None,
+    description: str = "",
 ) -> FastAPI:
-    """The application. With an `api_key`, all but /healthz asks for it as a bearer token."""
-    endpoint = _Endpoint(answerer, model_name, tools, limits or Limits(), fallback, routing or Routing())
+    """The application. With an `api_key`, all but /healthz asks for it as a bearer token.
+
+    `description` is the task's; a system message that repeats it is not put to the model.
+    """
+    endpoint = _Endpoint(answerer, model_name, tools, limits or Limits(), fallback, routing or Routing(), description)
     app = FastAPI(title="supertiny", docs_url=None, redoc_url=None, openapi_url=None, lifespan=endpoint.lifespan)
     guarded = APIRouter(dependencies=[Depends(_guard(api_key))] if api_key else [])
     guarded.add_api_route("/v1/chat/completions", endpoint.chat, methods=["POST"], response_model=None)
@@ -91,8 +95,10 @@ class _Endpoint:
         limits: Limits,
         fallback: Answerer | None,
         routing: Routing,
+        description: str,
     ) -> None:
         self._model_name = model_name
+        self._description = description
         self._tools = {tool.name: tool for tool in tools}
         self._limits = limits
         self._routing = routing
@@ -148,7 +154,8 @@ class _Endpoint:
             raise Refusal(408, "the body did not arrive in time", None, "timeout") from None
         except ClientDisconnect:
             raise Refusal(_GONE, "the client left") from None
-        return read_chat(bytes(raw), f"chatcmpl-{uuid.uuid4().hex}", self._model_name, self._tools, self._limits)
+        name = f"chatcmpl-{uuid.uuid4().hex}"
+        return read_chat(bytes(raw), name, self._model_name, self._tools, self._limits, self._description)
 
     async def _unless_gone(self, http: HttpRequest, work: Any) -> Reply:
         """Waits for the reply; a client that leaves meanwhile takes its request out of the queue."""

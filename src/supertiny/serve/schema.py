@@ -102,16 +102,25 @@ class _ChatBody(_Body):
     response_format: _ResponseFormat | None = None
 
 
-def read_chat(raw: bytes, id: str, model_name: str, tools: Mapping[str, Tool], limits: Limits) -> Chat:
-    """Raises Refusal with status 400, or 404 where the model is not ours."""
+def read_chat(
+    raw: bytes, id: str, model_name: str, tools: Mapping[str, Tool], limits: Limits, description: str = ""
+) -> Chat:
+    """A leading system message that says `description`, the task's own, is left out: the model has learned it.
+
+    Raises Refusal with status 400, or 404 where the model is not ours.
+    """
     body = _read_body(raw)
     if body.model != model_name:
         problem = f"model {body.model[:100]!r} is not here; this server has {model_name!r}"
         raise Refusal(404, problem, "model", "model_not_found")
     if body.n not in (None, 1):
         raise bad_field("n", "must be 1: the answer is greedy, so others would be equal")
-    _check_size(body.messages, limits)
-    messages = tuple(_plain(message, f"messages[{place}]") for place, message in enumerate(body.messages))
+    heard = [*enumerate(body.messages)][_says(body.messages, description) :]
+    if len(body.messages) > limits.messages:
+        problem = f"has {len(body.messages)} messages; at most {limits.messages} are taken"
+        raise bad_field("messages", problem, "too_many_messages")
+    _check_size(heard, limits)
+    messages = tuple(_plain(message, f"messages[{place}]") for place, message in heard)
     if not any(message["role"] == "user" for message in messages):
         raise bad_field("messages", "needs a message of role 'user'")
     allowed, required = _choice(body.tool_choice, _offered(body.tools, tools))
@@ -150,12 +159,17 @@ def _place(parts: Sequence[int | str]) -> str:
     return text.removeprefix(".")
 
 
-def _check_size(messages: Sequence[_Message], limits: Limits) -> None:
-    if len(messages) > limits.messages:
-        problem = f"has {len(messages)} messages; at most {limits.messages} are taken"
-        raise bad_field("messages", problem, "too_many_messages")
+def _says(messages: Sequence[_Message], description: str) -> int:
+    """1 where the first message is the system's and says the description, else 0."""
+    first = messages[0] if messages else None
+    if first is None or first.role not in ("system", "developer") or not description:
+        return 0
+    return int("".join(part.text for part in first.content or ()).strip() == description.strip())
+
+
+def _check_size(messages: Sequence[tuple[int, _Message]], limits: Limits) -> None:
     characters = 0
-    for place, message in enumerate(messages):
+    for place, message in messages:
         characters += sum(len(part.text) for part in message.content or ())
         characters += sum(len(c.function.name) + len(c.function.arguments) for c in message.tool_calls or ())
         if characters > limits.characters:

@@ -37,7 +37,9 @@ def serve(run_folder: Path, host: str = "127.0.0.1", port: int = 8000, fallback:
     listener = listen(host, port)
     with listener, service.opened(run_folder) as answerer:
         settings = service.settings
-        app = create_app(answerer, service.model, service.tools, settings.limits, fallback, service.routing, key)
+        app = create_app(
+            answerer, service.model, service.tools, settings.limits, fallback, service.routing, key, service.description
+        )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if key is None and host not in _LOCAL:
             _log.warning("anyone who reaches %s may use this server: set %s to ask for a key", host, KEY_VARIABLE)

@@ -32,6 +32,8 @@ class Service:
     format: Any
     settings: Settings
     tools: tuple[Tool, ...]
+    description: str = ""
+    """The task's; clients that still send it as their system message need not change."""
 
     @property
     def routing(self) -> Routing:
@@ -41,6 +43,7 @@ class Service:
         settings = asdict(self.settings)
         tools = [tool.to_openai() for tool in self.tools]
         head = {"model": self.model, "artifact": self.artifact, "format": self.format}
+        head["description"] = self.description
         write_json(folder / _FILE, {**head, **settings, "tools": tools})
 
     @classmethod
@@ -52,6 +55,7 @@ class Service:
         values = read_json(path)
         try:
             head = {name: values.pop(name) for name in ("model", "artifact", "format")}
+            head["description"] = values.pop("description", "")
             tools = tuple(Tool.from_openai(tool) for tool in values.pop("tools"))
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is not what the serve stage wrote", "run the serve stage again") from None

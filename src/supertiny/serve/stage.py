@@ -19,7 +19,7 @@ _ARTIFACT = "compress/artifact"
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     """Writes serve.json. Raises UserError where the artifact is broken; what its engine raises is passed on."""
     artifact = Artifact.open(run.folder / _ARTIFACT)
-    service = Service(run.task.name, _ARTIFACT, artifact.format, settings, run.task.tools)
+    service = Service(run.task.name, _ARTIFACT, artifact.format, settings, run.task.tools, run.task.description)
     _ = service.routing  # a router that cannot be built is told here, not when the server starts
     row = run.task.valid[0]
     began = time.perf_counter()

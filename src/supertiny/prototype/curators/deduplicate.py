@@ -29,7 +29,7 @@ class Deduplicate:
 
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Jaccard similarity from which two requests with the same calls count as one."""
-    permutations: int = 128
+    permutations: Annotated[int, Field(ge=1)] = 128
     """Size of the signature."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:

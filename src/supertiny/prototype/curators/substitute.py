@@ -12,7 +12,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from supertiny.core.leaks import normalised
 from supertiny.core.records import Call, Example
@@ -24,9 +26,9 @@ from supertiny.prototype.curators._rewriting import is_writable, rewritten, stat
 class Substitute:
     """A value is exchanged where the request states it once, word for word; what the verifier fails is dropped."""
 
-    copies: int = 4
+    copies: Annotated[int, Field(ge=0)] = 4
     """New rows tried for each row."""
-    swap_share: float = 0.7
+    swap_share: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Chance that a value which can be exchanged is."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:

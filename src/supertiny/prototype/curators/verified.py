@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Example
 from supertiny.core.task import Task
@@ -18,7 +21,7 @@ from supertiny.prototype.curators._reasons import is_labelled, left_out
 class Verified:
     """Gold rows always stay."""
 
-    least_confidence: float = 0.5
+    least_confidence: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of votes that an answer needs; answers without votes pass."""
     keep_abstained: bool = True
     """Whether answers stay that the verifier can neither pass nor fail, such as "no call"."""

@@ -12,6 +12,9 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.leaks import normalised
 from supertiny.core.records import Example
@@ -25,13 +28,13 @@ _NO_CALL = ""
 class WordNoise:
     """A word is small where it says little about the function: it stands with many of them."""
 
-    copies: int = 1
+    copies: Annotated[int, Field(ge=0)] = 1
     """New rows tried for each row."""
-    drop_share: float = 0.4
+    drop_share: Annotated[float, Field(ge=0, le=1)] = 0.4
     """Chance that a small word is left out."""
-    turn_share: float = 0.5
+    turn_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Chance that the part from a small word on moves to the front."""
-    small_share: float = 0.4
+    small_share: Annotated[float, Field(ge=0, le=1)] = 0.4
     """Share of the functions that a small word stands with."""
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int) -> list[Example]:

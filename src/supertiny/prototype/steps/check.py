@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Sampling
 from supertiny.prototype.bench import Bench, Trace
@@ -18,7 +21,7 @@ from supertiny.prototype.bench import Bench, Trace
 class Check:
     """Asks again where the verifier says fail; the second answer counts only if it passes."""
 
-    max_tokens: int = 96
+    max_tokens: Annotated[int, Field(ge=1)] = 96
     """Tokens that an answer may have."""
 
     calls_per_request = 0.3

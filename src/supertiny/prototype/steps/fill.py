@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Sampling, Tool
 from supertiny.prototype.bench import Bench, Trace
@@ -19,7 +22,7 @@ class Fill:
     Several calls stand where one of them is of the chosen function; of several candidates, calls of these alone.
     """
 
-    max_tokens: int = 96
+    max_tokens: Annotated[int, Field(ge=1)] = 96
     """Tokens that an answer may have."""
 
     calls_per_request = 1.0

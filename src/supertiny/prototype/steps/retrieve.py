@@ -26,7 +26,7 @@ class Retrieve:
     A labelled row is never shown with itself.
     """
 
-    examples: int = 8
+    examples: Annotated[int, Field(ge=1)] = 8
     """Examples shown with each request."""
     embedder: Embedder | None = None
     """Embedding model behind an OpenAI-compatible server, `{model, base_url, api_key_env, ...}`; TF-IDF without."""

@@ -32,7 +32,7 @@ class Route:
     engine openvino does not, and loads its model anew whenever scoring and writing take turns.
     """
 
-    max_tokens: int = 16
+    max_tokens: Annotated[int, Field(ge=1)] = 16
     """Tokens that a function's name may have."""
     by: Literal["grammar", "logprob"] = "grammar"
     """What decides: one completion that is a function's name, or the log-probability of each name, all in one batch."""

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from supertiny.core.records import Sampling
 from supertiny.core.scoring import plain_call
@@ -25,11 +28,11 @@ _Ballot = tuple[_Name | None, Trace]  # without a name it has no vote: it cannot
 class Vote:
     """`samples` further answers for each request, drawn with `temperature`, one round of all requests at a time."""
 
-    samples: int = 2
+    samples: Annotated[int, Field(ge=1)] = 2
     """Answers drawn beside the one at hand."""
-    temperature: float = 0.7
+    temperature: Annotated[float, Field(ge=0)] = 0.7
     """Sampling temperature."""
-    max_tokens: int = 96
+    max_tokens: Annotated[int, Field(ge=1)] = 96
     """Tokens that an answer may have."""
     adaptive: bool = False
     """Whether no more is drawn for a request once the samples left cannot change its winner; the confidence is then
