@@ -69,7 +69,7 @@ def _settings(sections: Mapping[str, Any], own: Own | None) -> tuple[dict[str, A
         schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
         with gathered(errors):
             settings[stage] = validated(schema, sections.get(stage) or {}, stage, own)
-    return settings, errors + _missing_models(settings)
+    return settings, errors + _missing_models(settings, own)
 
 
 def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list[UserError]:
@@ -96,17 +96,18 @@ def _search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:
     return search
 
 
-def _missing_models(settings: Mapping[str, Any]) -> list[UserError]:
+def _missing_models(settings: Mapping[str, Any], own: Own | None) -> list[UserError]:
     """Models that are neither in the catalogue nor on disk, told before anything is spent."""
     student = getattr(settings.get("transfer"), "student", None)
     named = {"transfer.student": student} if student else {}
     engine = getattr(settings.get("prototype"), "engine", None)
     if _is_embedded(engine):
         named["prototype.engine.model"] = engine.get("model", "")
-    for number, block in enumerate(getattr(settings.get("prototype"), "curators", ())):
-        scorer = getattr(build("curators", block), "engine", None)
-        if _is_embedded(scorer):
-            named[f"prototype.curators.{number}.engine.model"] = scorer.get("model", "")
+    for family in ("steps", "curators"):
+        for number, block in enumerate(getattr(settings.get("prototype"), family, ())):
+            engine = getattr(build(family, block, own=own), "engine", None)
+            if _is_embedded(engine):
+                named[f"prototype.{family}.{number}.engine.model"] = engine.get("model", "")
     return _absent(named)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supertiny.core.ledger import Bill
-from supertiny.report.costs import break_even, differences, project_costs, prompt_saving
+from supertiny.report.costs import break_even, differences, project_costs, prompt_saving, step_prices
 
 BILLS = [
     Bill("labelling the pool", 800, 0.0, 1800.0, 400_000, 9_000, 0),
@@ -60,6 +60,19 @@ def test_differences_are_left_minus_right_on_the_same_rows() -> None:
     assert 0 < row["low"] < 0.1 < row["high"] < 0.2
     assert row["n"] == 100
     assert differences(hits, seed=7) == differences(hits, seed=7)
+
+
+def test_a_steps_price_is_its_own_or_that_of_its_time() -> None:
+    def step(calls: int, dollars: float, seconds: float) -> dict[str, object]:
+        return {"calls": calls, "cost": {"dollars": dollars, "seconds": seconds, "tokens_in": 8000, "tokens_out": 40}}
+
+    pool = {"retrieve": step(0, 0.0, 0.0), "fill": step(80, 0.0, 3600.0), "check": step(8, 0.4, 10.0)}
+    found = step_prices({"pool_rows": 80, "costs_by_step": {"pipeline on the pool": pool}}, dollars_per_hour=2.0)
+    assert [row["name"] for row in found] == ["retrieve", "fill", "check"]
+    assert [row["calls"] for row in found] == [0, 1, 0.1]
+    assert [row["dollars"] for row in found] == pytest.approx([0, 2.0 / 80, 0.4 / 80])
+    assert found[1]["tokens_in"] == 100
+    assert step_prices({}, 2.0) == []
 
 
 def test_prompt_saving_names_who_learned_the_tools() -> None:

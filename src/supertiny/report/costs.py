@@ -70,6 +70,24 @@ def project_costs(
     }
 
 
+def step_prices(summary: Mapping[str, Any], dollars_per_hour: float) -> list[dict[str, Any]]:
+    """What each step of the pipeline took per request of the pool, by the prototype stage's `summary`.
+
+    Calls without a price of their own are priced as machine time. A step without calls costs nothing.
+    """
+    rows = int(summary.get("pool_rows") or 0)
+    spent: Mapping[str, Mapping[str, Any]] = summary.get("costs_by_step", {}).get("pipeline on the pool", {})
+    if not rows:
+        return []
+    prices = []
+    for name, step in spent.items():
+        cost = step["cost"]
+        dollars = cost["dollars"] or cost["seconds"] / 3600 * dollars_per_hour
+        whole = {"calls": step["calls"], **{key: cost[key] for key in ("tokens_in", "tokens_out", "seconds")}}
+        prices.append({"name": name, **{key: value / rows for key, value in whole.items()}, "dollars": dollars / rows})
+    return prices
+
+
 def break_even(answerers: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Requests after which the project has paid for itself: one-off dollars / (pipeline - artifact) per request.
 

@@ -42,6 +42,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["## What the project cost", ""]
     spent = ("", "calls", "tokens in", "tokens out", "time", "dollars")
     lines += [*_table(spent, [_cost(item) for item in report["costs"]["items"]]), "", _break_even(report), ""]
+    if report["step_prices"]:
+        lines += ["## What each step of the pipeline takes, per request of the pool", ""]
+        head = ("", "calls", "tokens in", "tokens out", "time", "$ per 1,000")
+        lines += [*_table(head, [_step(step) for step in report["step_prices"]]), ""]
     saving = report["prompt_saving"]
     if saving:
         told, learned = numbers.count(saving["pipeline_tokens_in"]), numbers.count(saving["learned_tokens_in"])
@@ -62,6 +66,11 @@ def _cost(item: Mapping[str, Any]) -> list[str]:
     counts = [numbers.count(item.get(key)) for key in ("calls", "tokens_in", "tokens_out")]
     name = item["name"] if item["one_off"] else f"{item['name']} (measuring, not in the sum)"
     return [name, *counts, numbers.duration(item["seconds"]), numbers.dollars(item["dollars"])]
+
+
+def _step(step: Mapping[str, Any]) -> list[str]:
+    counts = [f"{step['calls']:.2f}", numbers.count(step["tokens_in"]), numbers.count(step["tokens_out"])]
+    return [step["name"], *counts, numbers.duration(step["seconds"]), numbers.dollars(1000 * step["dollars"])]
 
 
 def _break_even(report: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, write_json, write_rows, write_text
 from supertiny.core.protocols import Answerer
 from supertiny.core.records import Example
-from supertiny.report.costs import break_even, differences, project_costs, prompt_saving
+from supertiny.report.costs import break_even, differences, project_costs, prompt_saving, step_prices
 from supertiny.report.floor import TfidfFloor
 from supertiny.report.markdown import markdown
 from supertiny.report.meters import Measurement, figures, function_of, gold_of, measure
@@ -74,7 +74,8 @@ def build_report(
         for name, m in measurements.items()
     }
     manifest = run.manifest
-    costs = project_costs(run.ledger.bills(), manifest.get("stages", {}), price)
+    stages = manifest.get("stages", {})
+    costs = project_costs(run.ledger.bills(), stages, price)
     report: dict[str, Any] = {
         "answerers": entries,
         "rows": "rows.jsonl",
@@ -82,6 +83,7 @@ def build_report(
         "costs": costs,
         "break_even": break_even(by_name, costs),
         "prompt_saving": prompt_saving(by_name),
+        "step_prices": step_prices(stages.get("prototype", {}).get("summary", {}), price),
         "compress_steps": _compress_steps(run.folder),
         "task": _about_task(run, examples),
         "seed": run.seed,
