@@ -48,7 +48,13 @@ def fake_run(tmp_path: Path, examples: list[Example]) -> SimpleNamespace:
         Bill("pipeline on test", 60, 0.0, 360.0, 30_000, 700, 0),
     ]
     recipe = "seed: 7\nprototype:\n  engine: {method: openai, api_key: sk-abcdefghijklmnopqrstuvwx}\n"
-    stages = {"transfer": {"key": "aa", "seconds": 900.0}, "compress": {"key": "bb", "seconds": 300.0}}
+    filled = {"calls": 850, "cost": {"dollars": 0.0, "seconds": 1800.0, "tokens_in": 400_000, "tokens_out": 9_000}}
+    summary = {"pool_rows": 800, "costs_by_step": {"pipeline on the pool": {"fill": filled}}}
+    stages = {
+        "prototype": {"key": "99", "seconds": 1900.0, "summary": summary},
+        "transfer": {"key": "aa", "seconds": 900.0},
+        "compress": {"key": "bb", "seconds": 300.0},
+    }
     return SimpleNamespace(
         folder=tmp_path,
         task=task,
