@@ -48,6 +48,7 @@ def bfcl(room: Room, python: Path | None) -> tuple[list[Row], list[dict[str, Any
         room.progress.note("  xlam1k is not there: every call that the model makes stands")
     figures: list[Row] = []
     table = []
+    once = 0.0  # the labelled rows are the same in every category
     ways = {"plain": (PLAIN, PLAIN_WORDS), "pipeline": (STEPS, WORDS), "without relevance": (STEPS[:-1], WORDS)}
     for category in CATEGORIES:
         cases = bfcl_cases(folder, category, room.count(ROWS, 5), room.seed)
@@ -55,7 +56,8 @@ def bfcl(room: Room, python: Path | None) -> tuple[list[Row], list[dict[str, Any
         seconds = {}
         for way, (steps, words) in ways.items():
             task = _task(category, words, known)
-            answers, seconds[way], _ = answered(room, task, way, [c.request for c in cases], steps, "chat_json")
+            answers, seconds[way], prepared = answered(room, task, way, [c.request for c in cases], steps, "chat_json")
+            once = max(once, prepared)
             calls += [stated(answer, case) for answer, case in zip(answers, cases, strict=True)]
         verdicts = check(checker, category, cases * len(ways), calls)
         right = {way: verdicts[n * len(cases) : (n + 1) * len(cases)] for n, way in enumerate(ways)}
@@ -65,6 +67,7 @@ def bfcl(room: Room, python: Path | None) -> tuple[list[Row], list[dict[str, Any
         against = "plain", right["plain"]
         table += [line(f"{category}: {way}", hits, against, seconds=seconds[way]) for way, hits in right.items()]
         room.progress.note(f"  bfcl {category}: " + ", ".join(f"{n} {sum(h)}/{len(h)}" for n, h in right.items()))
+    figures.append(("bfcl_preparation_seconds", "questions about labelled rows, asked once", once))
     return figures, table
 
 

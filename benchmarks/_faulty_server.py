@@ -12,11 +12,13 @@ import argparse
 import asyncio
 import hashlib
 import json
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from email import message_from_bytes
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -62,12 +64,26 @@ class Plan:
     honours_keys: bool = True
     batch_polls: int = 1
     """Looks at a batch before it is done."""
+    upload_seconds: float = 0.0
+    """How long a file is on its way."""
+    broken_words: str = "something broke"
+    """What a fault of kind `error` says."""
+    wrong_every: int = 0
+    """One of so many requests is answered with another number, until the answer is handed back; 0 is none."""
 
 
-def tool_call(body: Mapping[str, Any]) -> str:
-    """What a right answer is: `light 17` becomes a call that names it, so that a mixed-up answer is seen."""
-    number = str(body["messages"][-1]["content"]).rpartition(" ")[2]
-    return json.dumps([{"name": "set_light", "arguments": {"number": int(number)}}])
+def tool_call(body: Mapping[str, Any], wrong_every: int = 0) -> str:
+    """What a right answer is: `light 17` becomes a call that names it, so that a mixed-up answer is seen.
+
+    Where the prompt does not ask for JSON the call is written as the format `compact` has it.
+    """
+    said = [str(message["content"]) for message in body["messages"]]
+    number = next(int(found[1]) for text in reversed(said) if (found := re.search(r"light (\d+)$", text)))
+    if wrong_every and number % wrong_every == 0 and "That is wrong" not in said[-1]:
+        number += 1
+    if len(said) > 1 and "JSON" not in said[0]:
+        return f"set_light number {number}"
+    return json.dumps([{"name": "set_light", "arguments": {"number": number}}])
 
 
 class FaultyServer:
@@ -146,7 +162,7 @@ class FaultyServer:
             wait = {"Retry-After": f"{self.plan.wait_seconds:g}"} if fault == "busy_with_wait" else {}
             return JSONResponse({"error": {"message": "rate limit"}}, 429, wait)
         if fault == "error":
-            return JSONResponse({"error": {"message": "something broke"}}, 500)
+            return JSONResponse({"error": {"message": self.plan.broken_words}}, 500)
         key = request.headers.get("idempotency-key", "") if self.plan.honours_keys else ""
         text, billed = await self._computed(key, name, body, wrong=fault == "wrong_tool")
         if fault in ("timeout", "slow_first_byte"):
@@ -213,12 +229,19 @@ class FaultyServer:
         parts: Any = message_from_bytes(head + await request.body()).get_payload()
         fields = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts}
         assert fields["purpose"] == b"batch"
+        self.counts["uploads"] += 1
+        await asyncio.sleep(self.plan.upload_seconds)
+        if await request.is_disconnected():
+            return Response()
         name = f"file-{len(self.files)}"
         self.files[name] = fields["file"]
         return JSONResponse({"id": name})
 
     async def _content(self, request: Request) -> Response:
-        return Response(self.files[request.path_params["name"]], media_type="application/jsonl")
+        name = str(request.path_params["name"])
+        if name not in self.files:
+            return JSONResponse({"error": {"message": "no such file"}}, 404)
+        return Response(self.files[name], media_type="application/jsonl")
 
     async def _batches(self, request: Request) -> Response:
         if request.method == "GET":
@@ -246,7 +269,7 @@ class FaultyServer:
             row = json.loads(line)
             name = name_of(row["body"])
             if self._fault(name):
-                failed = {"status_code": 500, "body": {"error": {"message": "something broke"}}}
+                failed = {"status_code": 500, "body": {"error": {"message": self.plan.broken_words}}}
                 bad.append({"custom_id": row["custom_id"], "response": failed})
                 continue
             text = self.author(row["body"])
@@ -261,9 +284,9 @@ class FaultyServer:
 
 
 def usage_of(body: Mapping[str, Any], text: str) -> dict[str, int]:
-    """A tokenizer of four characters a token."""
+    """A tokenizer of four characters a token; around turns as OpenAI counts them: four tokens each, three to answer."""
     words = sum(len(str(message["content"])) for message in body["messages"])
-    return {"prompt_tokens": words // 4 + 4, "completion_tokens": len(text) // 4 + 1}
+    return {"prompt_tokens": words // 4 + 4 * len(body["messages"]) + 3, "completion_tokens": len(text) // 4 + 1}
 
 
 def name_of(body: Mapping[str, Any]) -> str:
@@ -278,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(**parser.parse_args(arguments).plan)
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     print(json.dumps({"port": listening.getsockname()[1], **asdict(plan)}), flush=True)
-    settings = uvicorn.Config(FaultyServer(plan).app, log_level="critical", lifespan="off", access_log=False)
+    server = FaultyServer(plan, partial(tool_call, wrong_every=plan.wrong_every))
+    settings = uvicorn.Config(server.app, log_level="critical", lifespan="off", access_log=False)
     uvicorn.Server(settings).run(sockets=[listening])
 
 

@@ -1,4 +1,4 @@
-"""Pools of rows to select from, the curators that can select, and what each of them chooses."""
+"""Pools of rows to select from, the curators, and what each of them chooses."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from supertiny.prototype.bench import Bench, Shelf
 from supertiny.prototype.curators._bench import CuratorBench
 
 TASKS = ("smart_home", "snips")
-RANDOM = "random"
 ROWS = 400
 SNIPS_POOL = 1600
 REPEATED_SHARE = 0.25  # of a skewed pool: rows that were asked before, word for word
-OUT_OF_REACH = {"live_teacher", "person"}  # what a curator may need and this benchmark does not have
+OUT_OF_REACH = {"live_teacher", "person"}  # what a curator may need and this benchmark has in finished runs alone
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def selecting_curators(given: Sequence[str] = ()) -> list[str]:
-    """Names of the curators that need neither a teacher nor a person, or those that were asked for by name."""
+def known_curators(given: Sequence[str] = ()) -> list[str]:
+    """The names that were asked for, or those of all curators. Raises UserError for one that is none."""
     known = cards("curators")
     for name in given:
         if name not in known:
             raise UserError(f"curators has no method {name!r}", nearest_word(name, known))
-    able = [name for name in known if not OUT_OF_REACH & set(getattr(build("curators", name), "needs", ()))]
-    for name in given:
-        if name not in able:
-            raise UserError(f"{name} needs a teacher or a person", f"known here: {', '.join(able)}")
-    return list(given) or able
+    return list(given) or list(known)
+
+
+def asks_somebody(name: str) -> bool:
+    """Whether a curator needs a teacher or a person: its rows are those of a finished run."""
+    return bool(OUT_OF_REACH & set(getattr(build("curators", name), "needs", ())))
 
 
 def task_with_pool(
@@ -64,24 +64,39 @@ def _row(request: Request, answer: Answer, task: Task) -> Example:
 
 
 def skewed(rows: Sequence[Example], seed: int) -> list[Example]:
-    """Half as many rows, whose functions are asked for as 1, 1/2, 1/3 ... of the first, a quarter of them repeated."""
+    """Half as many rows, whose functions are asked for as 1, 1/2, 1/3 ... of the first, a quarter of them repeated.
+
+    The greatest group is the first. Where a group is too small for its share, all are fewer: no more rows are repeated.
+    """
     generator = random.Random(seed)
     groups: dict[str, list[Example]] = {}
     for row in rows:
         groups.setdefault(row.answer.calls[0].tool if row.answer and row.answer.calls else "", []).append(row)
-    names = sorted(groups)
-    generator.shuffle(names)
-    count = len(rows) // 2
-    share = count * (1 - REPEATED_SHARE) / sum(1 / (rank + 1) for rank in range(len(names)))
-    drawn: list[Example] = []
-    for rank, name in enumerate(names):
-        drawn += generator.sample(groups[name], min(len(groups[name]), round(share / (rank + 1))))
-    again = generator.choices(drawn, k=count - len(drawn))
-    drawn += [
+    ranked = sorted(groups.values(), key=len, reverse=True)
+    parts = sum(1 / (rank + 1) for rank in range(len(ranked))) / (1 - REPEATED_SHARE)
+    first = min([len(rows) // 2 / parts, *(len(group) * (rank + 1) for rank, group in enumerate(ranked))])
+    taken: list[Example] = []
+    for rank, group in enumerate(ranked):
+        taken += generator.sample(group, min(len(group), round(first / (rank + 1))))
+    again = generator.choices(taken, k=round(first * parts) - len(taken))
+    taken += [
         replace(row, request=replace(row.request, id=f"{row.request.id}/again-{n}")) for n, row in enumerate(again)
     ]
-    generator.shuffle(drawn)
-    return drawn
+    generator.shuffle(taken)
+    return taken
+
+
+def rows_of_run(name: str, folder: Path) -> tuple[list[Example], list[Example]]:
+    """(rows that a finished run's student learns from, those of them that the curator neither made nor changed).
+
+    Labelled rows, which a curator leaves alone, are in neither. Raises UserError where the run has no such file.
+    """
+    path = folder / "prototype" / "train.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} has no prototype/train.jsonl", "name the folder of a run whose prototype is done")
+    rows = [row for row in map(Example.from_json, read_rows(path)) if row.provenance.get("source") != "labelled"]
+    notes = [(row.provenance.get("made_by"), *row.provenance.get("changed_by", ())) for row in rows]
+    return rows, [row for row, by in zip(rows, notes, strict=True) if name not in by]
 
 
 def block_of(name: str, rows: int) -> dict[str, Any]:
@@ -95,17 +110,16 @@ def block_of(name: str, rows: int) -> dict[str, Any]:
 def chosen(
     name: str, pool: Sequence[Example], task: Task, seed: int, rows: int, bench: CuratorBench | None = None
 ) -> list[Example]:
-    """The rows that a curator keeps, or makes; where they are more than `rows`, the first in an order by seed.
+    """The rows that a curator keeps, or makes; where they are more than `rows`, the first in an order by seed."""
+    curator = build("curators", block_of(name, rows))
+    more: Mapping[str, Any] = {"bench": bench} if getattr(curator, "needs", ()) else {}
+    kept = curator.curate(list(pool), task, seed, **more)
+    return drawn(kept, seed, rows)
 
-    The order is the same for all curators and for `random`, so that they differ by what they left out alone.
-    """
-    if name == RANDOM:
-        kept = list(pool)
-    else:
-        curator = build("curators", block_of(name, rows))
-        more: Mapping[str, Any] = {"bench": bench} if getattr(curator, "needs", ()) else {}
-        kept = curator.curate(list(pool), task, seed, **more)
-    return sorted(kept, key=lambda row: random.Random(f"{seed} {row.request.id}").random())[:rows]
+
+def drawn(rows: Sequence[Example], seed: int, count: int) -> list[Example]:
+    """The first `count` in an order that seed and id alone decide."""
+    return sorted(rows, key=lambda row: random.Random(f"{seed} {row.request.id}").random())[:count]
 
 
 @contextmanager
@@ -116,7 +130,7 @@ def curator_bench(task: Task, ledger: Ledger, folder: Path, seed: int) -> Iterat
         wrap = partial(ledger.wrap, purpose="scores for curators")
         form, near = build("formats", "compact"), NearestExamples(task.labelled)
         teacher = Bench(nobody, task, form, near, seed, wrap=wrap, shelf=shelf)
-        yield CuratorBench(teacher, _no_answer, folder)
+        yield CuratorBench(teacher, _no_answer, folder, "data_selection")
 
 
 def _no_answer(requests: Sequence[Request]) -> list[Answer]:

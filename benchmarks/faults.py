@@ -1,11 +1,12 @@
 """Requests to a server that fails at every fourth try: none lost, none paid twice, no budget crossed, also when killed.
 
-Three parts, each against a server in a process of its own. `killed`: the labelling process is ended by kill -9 at
-random moments and started again on the same ledger; the server honours `Idempotency-Key`. `budget`: the same with a
-budget that is too small, against a server that ignores the key. An answer that was lost or broken on its way is then
-billed again, which no client can prevent; these are counted apart. Last, against a server without faults: throughput
-with 64 requests under way over what its delay allows, at one and at two seconds, about what hosted models take for a
-short answer.
+All parts run against a server in a process of its own. `killed`: the labelling process is ended by kill -9 at random
+moments and started again on the same ledger; the server honours `Idempotency-Key`, and the budget is about what the
+work and the lost tries can cost. Then the same with budgets that are too small, in dollars, tokens and minutes, against
+a server that ignores the key: each must end its run. An answer that was lost or broken on its way is then billed
+again, which no client can prevent; these are counted apart. Then against the same server without faults: throughput
+with 64 requests under way over what its delay allows, and at one second, about what hosted models take for a short
+answer. Last, what `--estimate` says of a run with the default steps against what the server bills for it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks._estimating import WRONG_EVERY, estimate_errors
 from benchmarks._faulty_server import DOLLARS_PER_MILLION_IN, DOLLARS_PER_MILLION_OUT, SHARES, Plan
 from benchmarks._table import arguments, publish
 from supertiny.core.errors import BudgetReached, UserError
@@ -35,11 +37,13 @@ from supertiny.formats._lawful import complete_lawfully, is_lawful
 
 ROOT = Path(__file__).parents[1]
 CONCURRENCY = 64
+DELAY_SECONDS = 0.25  # of the server's answers, with faults and without
 TOOLS = [
     Tool("set_light", "Switches a light", {"type": "object", "properties": {"number": {"type": "integer"}}}),
     Tool("none", "Nothing serves", {"type": "object", "properties": {}}),
 ]
 SAMPLING = Sampling(max_tokens=40)
+Figure = tuple[str, str, float]
 OVER_BUDGET, GIVEN_UP = 3, 4  # exit status of a child that the budget stopped, and of one that a request did
 
 
@@ -50,76 +54,121 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         sys.exit(_label(**options.child))
-    count = 150 if options.quick else 1000
-    kills = 10
-    killed = faulty_run(count, kills, options.seed, budget=count * 0.01, honours=True)
-    # The budget must hold some times 64 calls at their worst, or it is used up by what is under way.
-    most = 400 if options.quick else count
-    small = faulty_run(most, 3 if options.quick else kills, options.seed, budget=most * 0.0008, honours=False)
+    count, most, kills = (150, 400, 10) if options.quick else (1000, 1000, 10)
+    killed = faulty_run(count, kills, options.seed, enough(count, kills), honours=True)
+    # Each must hold some times 64 calls at their worst, or it is used up by what is under way.
+    budgets = {"dollars": most * 0.0008, "tokens": most * 30, "minutes": most / 20_000}
+    small = {
+        kind: faulty_run(most, 3 if options.quick else kills, options.seed, {kind: limit}, honours=False)
+        for kind, limit in budgets.items()
+    }
     print("without faults", file=sys.stderr, flush=True)
     waves = 5 if options.quick else 15
-    share, client_seconds = throughput(CONCURRENCY * waves, delay_seconds=1.0)
-    slow_share, _ = throughput(CONCURRENCY * waves, delay_seconds=2.0)
-    runs = (killed, small)
+    share, client_seconds = throughput(CONCURRENCY * waves * 4, DELAY_SECONDS)
+    slow_share, _ = throughput(CONCURRENCY * waves, delay_seconds=1.0)
+    with tempfile.TemporaryDirectory() as folder, server_of({"wrong_every": WRONG_EVERY}) as url:
+        estimated = estimate_errors(url, Path(folder), requests=300)
     publish(
         f"faults: {count} requests, {killed['faulty_share']:.0%} of the tries faulty, {killed['kills']} kills",
-        [
-            ("requests", "requests of the run with kills", float(count)),
-            ("lost", "of these without a right answer in the end", float(killed["lost"])),
-            ("paid_twice", "answers billed again by a server that honours keys", float(killed["paid_twice"])),
-            ("over_budget", "runs whose bill is above their budget", float(sum(run["over"] for run in runs))),
-            ("kills", "kill -9 while requests were under way", float(killed["kills"])),
-            ("throughput_share", f"{CONCURRENCY} under way, over what a delay of 1 s allows", share),
-            ("throughput_share_2_seconds", "the same at a delay of 2 s", slow_share),
-            ("client_milliseconds", "processor time of the client for a request", client_seconds * 1000),
-            ("retries", "tries beyond one a call", float(killed["retries"])),
-            ("given_up", "runs stopped by a request's seventh failure, and begun again", float(killed["given_up"])),
-            ("faulty_share", "of all tries", killed["faulty_share"]),
-            ("billed_but_lost", "answers billed that did not arrive whole; asked for again", killed["lost_answers"]),
-            ("tries_told_lost", "tries that the ledger counts as perhaps billed", float(killed["told_lost"])),
-            ("budget_dollars", f"the small budget, for {most} requests", small["budget"]),
-            ("budget_kills", "kill -9 under it", float(small["kills"])),
-            ("budget_billed_dollars", "what the server bills under it", small["dollars"]),
-            ("budget_told_dollars", "what the ledger says at most", small["told"]),
-            ("paid_again_keys_ignored", "answers billed again by a server that ignores keys", small["paid_twice"]),
-        ],
+        [*_of_faults(count, killed, small), *_of_pace(share, slow_share, client_seconds), *_of_estimate(estimated)],
         ["supertiny", "httpx", "uvicorn", "starlette"],
         options.json,
+        {"budgets": small},
     )
 
 
-def faulty_run(count: int, kills: int, seed: int, budget: float, honours: bool) -> dict[str, Any]:
+def _of_faults(count: int, killed: Mapping[str, Any], small: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+    """Figures of the runs with faults."""
+    runs, dollars = (killed, *small.values()), small["dollars"]
+    return [
+        ("requests", "requests of the run with kills", float(count)),
+        ("lost", "of these without a right answer in the end", float(killed["lost"])),
+        ("paid_twice", "answers billed again by a server that honours keys", float(killed["paid_twice"])),
+        ("over_budget", "runs whose bill is above their budget", float(sum(run["over"] for run in runs))),
+        ("kills", "kill -9 while requests were under way", float(killed["kills"])),
+        ("retries", "tries beyond one a call", float(killed["retries"])),
+        ("given_up", "runs stopped by a request's seventh failure, and begun again", float(killed["given_up"])),
+        ("faulty_share", "of all tries", killed["faulty_share"]),
+        ("billed_but_lost", "answers billed that did not arrive whole; asked for again", killed["lost_answers"]),
+        ("tries_told_lost", "tries that the ledger counts as perhaps billed", float(killed["told_lost"])),
+        ("enough_dollars", "the budget of the run with kills", killed["budget"]["dollars"]),
+        ("told_dollars", "what the ledger says of it at most", killed["told"]["dollars"]),
+        ("budget_runs", "runs with a budget that is too small", float(len(small))),
+        ("budget_stopped", "of these, ended by their budget", float(sum(run["stopped"] for run in small.values()))),
+        ("budget_kills", "kill -9 under such budgets", float(sum(run["kills"] for run in small.values()))),
+        ("budget_dollars", "the small budget in dollars", dollars["budget"]["dollars"]),
+        ("budget_billed_dollars", "what the server bills under it", dollars["used"]["dollars"]),
+        ("budget_told_dollars", "what the ledger says at most", dollars["told"]["dollars"]),
+        ("paid_again_keys_ignored", "answers billed again by a server that ignores keys", dollars["paid_twice"]),
+    ]
+
+
+def _of_pace(share: float, slow_share: float, client_seconds: float) -> list[Figure]:
+    return [
+        (
+            "throughput_share",
+            f"{CONCURRENCY} under way, over what the server's delay of {DELAY_SECONDS} s allows",
+            share,
+        ),
+        ("throughput_share_1_second", "the same at a delay of 1 s", slow_share),
+        ("client_milliseconds", "processor time of the client for a request", client_seconds * 1000),
+    ]
+
+
+def _of_estimate(estimated: Mapping[str, float]) -> list[Figure]:
+    return [
+        ("estimate_error", "of --estimate, in dollars, over what is then spent", estimated["error"]),
+        ("estimate_error_corrected", "of what the run says after its first requests", estimated["corrected_error"]),
+        (
+            "estimate_requests",
+            f"calls of that run, one of {WRONG_EVERY} requests answered wrong",
+            estimated["requests"],
+        ),
+    ]
+
+
+def enough(count: int, kills: int) -> dict[str, float]:
+    """Dollars that the work may need with what is lost at each kill, and what is under way: hardly more than that."""
+    return {"dollars": count * 0.0015 + (kills + 1) * CONCURRENCY * 0.002 + CONCURRENCY * 0.003}
+
+
+def faulty_run(count: int, kills: int, seed: int, budget: Mapping[str, float], honours: bool) -> dict[str, Any]:
     """Labels until it is done or the budget is reached, killed `kills` times; gives what server and ledger say."""
-    plan = {"seed": seed, "shares": SHARES, "most_faults": 99, "delay_seconds": 0.25, "honours_keys": honours}
+    shares = {"shares": SHARES, "most_faults": 99}
+    plan = {"seed": seed, **shares, "delay_seconds": DELAY_SECONDS, "honours_keys": honours}
     with tempfile.TemporaryDirectory() as folder, server_of(plan) as url:
         place, generator = Path(folder) / "ledger.sqlite", Random(seed)
-        child = {"place": str(place), "url": url, "count": count, "budget": budget}
-        # So early that much is left to do at the last kill; the small budget ends its run earlier.
+        child = {"place": str(place), "url": url, "count": count, "budget": dict(budget)}
+        # So early that much is left to do at the last kill; a small budget ends its run earlier.
         goals = sorted(generator.sample(range(1, int(count * (0.6 if honours else 0.2))), kills))
-        done = sum(_killed(child, url, goal, generator) for goal in goals)
+        runs = [_watched(child, url, goal, generator) for goal in goals]
+        done = sum(status == -signal.SIGKILL for status, _ in runs)
         print(f"{done} kills, {stats(url)['billed']:.0f} answers billed", file=sys.stderr, flush=True)
         given_up = 0
-        while (
-            status := subprocess.run(_command(child), cwd=ROOT, check=False).returncode
-        ) == GIVEN_UP and given_up < 5:
+        while (last := _watched(child, url))[0] == GIVEN_UP and given_up < 5:
             given_up += 1
-        if status not in (0, OVER_BUDGET):
-            raise RuntimeError(f"the labelling process ended with status {status}")
+            runs.append(last)
+        runs.append(last)
+        if last[0] not in (0, OVER_BUDGET):
+            raise RuntimeError(f"the labelling process ended with status {last[0]}")
         seen, ledger = stats(url), Ledger(place)
-        calls = sum(bill.calls for bill in ledger.bills())
+        spent = ledger.spent()
+        used = {**{kind: seen[kind] for kind in ("dollars", "tokens")}, "minutes": sum(s for _, s in runs) / 60}
+        told = {"dollars": spent.dollars, "tokens": spent.tokens, "minutes": spent.seconds / 60}
         result = {
             "kills": done,
             "given_up": given_up,
+            "stopped": last[0] == OVER_BUDGET,
             "lost": _missing(ledger, count),
             "paid_twice": seen["paid_twice"],
             "lost_answers": seen["billed_but_lost"],
             "told_lost": sum(bill.calls for bill in ledger.lost()),
-            "retries": seen["tries"] - calls,
+            "retries": seen["tries"] - sum(bill.calls for bill in ledger.bills()),
             "faulty_share": seen["faults"] / seen["tries"],
-            "budget": budget,
-            "dollars": seen["dollars"],
-            "told": ledger.spent().dollars,
-            "over": seen["dollars"] > budget or ledger.spent().dollars > budget,
+            "budget": dict(budget),
+            "used": used,
+            "told": told,
+            "over": any(max(used[kind], told[kind]) > limit for kind, limit in budget.items()),
         }
         ledger.close()
         return result
@@ -162,18 +211,24 @@ def stats(url: str) -> dict[str, float]:
     return seen
 
 
-def _killed(child: Mapping[str, Any], url: str, goal: int, generator: Random) -> int:
-    """Starts the labelling process and kills it soon after the server has billed `goal` answers; 1 where it lived."""
+def _watched(child: Mapping[str, Any], url: str, goal: int = 0, generator: Random | None = None) -> tuple[int, float]:
+    """Runs the labelling process; with a `goal` it is killed soon after the server has billed so many answers.
+
+    Gives its status, and the seconds that its engine was at work: as it wrote down, or from its first try to its kill.
+    """
     process = subprocess.Popen(_command(child), cwd=ROOT)
-    before = stats(url)["tries"]
+    before, first = stats(url)["tries"], 0.0
     while process.poll() is None:
-        seen = stats(url)
-        if seen["billed"] >= goal and seen["tries"] > before:
+        seen, now = stats(url), time.perf_counter()
+        first = first or (now if seen["tries"] > before else 0.0)
+        if generator and first and seen["billed"] >= goal:
+            time.sleep(generator.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
-    time.sleep(generator.uniform(0, 0.2))
-    process.send_signal(signal.SIGKILL)
-    return int(process.wait() == -signal.SIGKILL)
+    seconds = time.perf_counter() - first if first else 0.0
+    status = process.wait()
+    return status, seconds if status == -signal.SIGKILL else float(_clock(child["place"]).read_text())
 
 
 def _command(child: Mapping[str, Any]) -> list[str]:
@@ -195,18 +250,41 @@ def _engine(url: str, timeout_seconds: float) -> Any:
     return build("engines", block).open()
 
 
-def _label(place: str, url: str, count: int, budget: float) -> int:
+def _label(place: str, url: str, count: int, budget: Mapping[str, Any]) -> int:
     """What is killed: answers all requests with lawful calls, through the ledger."""
-    ledger = Ledger(Path(place), Budget(dollars=budget))
-    engine, prompts = ledger.wrap(_engine(url, timeout_seconds=1.5), "labels"), prompts_of(count)
+    ledger, hosted, prompts = (
+        Ledger(Path(place), Budget(**budget)),
+        _engine(url, timeout_seconds=1.5),
+        prompts_of(count),
+    )
+    seconds, paid = 0.0, hosted.complete_paid
+
+    def timed(*asked: Any) -> Any:
+        nonlocal seconds
+        began = time.perf_counter()
+        try:
+            return paid(*asked)
+        finally:
+            seconds += time.perf_counter() - began
+
+    hosted.complete_paid = timed
     try:
-        complete_lawfully(engine, prompts, SAMPLING, build("formats", "chat_json"), [TOOLS] * count)
+        complete_lawfully(
+            ledger.wrap(hosted, "labels"), prompts, SAMPLING, build("formats", "chat_json"), [TOOLS] * count
+        )
     except BudgetReached:
         return OVER_BUDGET
     except UserError as error:
         print(error, file=sys.stderr)
         return GIVEN_UP
+    finally:
+        _clock(place).write_text(str(seconds))
     return 0
+
+
+def _clock(place: str) -> Path:
+    """Where a labelling process that ends writes how long its engine was at work."""
+    return Path(f"{place}.seconds")
 
 
 def _missing(ledger: Ledger, count: int) -> int:

@@ -41,7 +41,10 @@ class FakeEngine:
         return written
 
     def _write(self, prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> Completion:
-        return Completion(self.author(prompt, sampling, grammar), tokens_in=self.tokens_in, tokens_out=2, seconds=0.5)
+        text = self.author(prompt, sampling, grammar)
+        for stop in sampling.stop:
+            text = text.partition(stop)[0]
+        return Completion(text, tokens_in=self.tokens_in, tokens_out=2, seconds=0.5)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         raise AssertionError("nobody asked for scores")

@@ -33,5 +33,4 @@ class FakeScorer(FakeEngine):
         return TokenScores(np.array([1]), none.astype(int), none, np.array([logprob], dtype=np.float32))
 
     def logprob(self, prompt: Prompt, text: str) -> float:
-        right = self.right(prompt)
-        return -0.1 if right.startswith(text) and right[len(text) : len(text) + 1] in ("", " ") else -4.0
+        return -0.1 if self.right(prompt).startswith(text) else -4.0

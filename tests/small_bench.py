@@ -79,12 +79,13 @@ def small_bench(
     teacher: Engine | None = None,
     student: Engine | None = None,
     answer: Callable[[Sequence[Request]], list[Answer]] = labels,
+    name: str = "disagreement",
 ) -> CuratorBench:
     engine = teacher or FakeEngine(writes_requests)
     scorer = student or ScoringEngine()
     shelf = Shelf(lambda block: scorer)
     bench = Bench(engine, task, build("formats", "compact"), NearestExamples(task.labelled), 0, shelf=shelf)
-    return CuratorBench(bench, answer, folder)
+    return CuratorBench(bench, answer, folder, name)
 
 
 def curated(

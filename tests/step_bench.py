@@ -11,12 +11,16 @@ from supertiny.core.methods import build
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.records import Call, Grammar, Price, Prompt, Request, Sampling, Tool
 from supertiny.prototype.bench import Bench, Shelf, Trace
+from supertiny.prototype.steps._spans import marked
 from tests.fake_engine import FakeEngine
 from tests.fake_scorer import FakeScorer
 from tests.small_task import small_task
 
 PRICE = Price(dollars_per_million_in=100_000)  # ten tokens in are a dollar
-REQUESTS = ("turn on the kitchen", "turn off the bedroom", "tell me a joke", "nonsense", "включи 灯 💡", "dim the hall")
+REQUESTS = (
+    "turn on the kitchen", "turn off the bedroom", "tell me a joke", "nonsense", "включи 灯 💡", "dim the hall",
+    "everything on",
+)  # fmt: skip
 BOTH = "kitchen on and bedroom off"
 RIGHT = {
     "turn on the kitchen": "TurnOn area Kitchen",
@@ -24,10 +28,13 @@ RIGHT = {
     "tell me a joke": "~",
     "включи 灯 💡": "TurnOn area Office",
     "dim the hall": "Dim area Hall; level 5",
+    "dim the hall to 5": "Dim area Hall; level 5",
+    "everything on": "TurnOnAll",
     BOTH: "TurnOn area Kitchen\nTurnOff area Bedroom",
     "play jazz": "Play song jazz",
 }
 PLAY = Tool("Play", "music", {"type": "object", "properties": {"song": {"type": "string"}}, "required": ["song"]})
+ALL = Tool("TurnOnAll", "switch every light on", {"type": "object", "properties": {}})  # begins as TurnOn does
 COMPACT = build("formats", "compact")
 
 
@@ -35,7 +42,7 @@ def done_with(request_text: str, call: Mapping[str, Any]) -> str:
     return f"{call['name']} done"
 
 
-TASK = replace(small_task(), execute=done_with)
+TASK = replace(small_task([*small_task().tools, ALL]), execute=done_with)
 NEAREST = NearestExamples(TASK.labelled)
 RIGHT.update({row.request.text: COMPACT.write(row.answer) for row in TASK.labelled})
 
@@ -44,12 +51,22 @@ def asked(prompt: Prompt) -> str:
     """The request itself: the user's message before any complaint."""
     said = [message["content"] for message in prompt.messages if message["role"] == "user"]
     text = str(next(text for text in reversed(said) if not text.startswith(("That is wrong", "Results:"))))
-    return text.removeprefix("Request: ").partition("\nAnswer: ")[0]
+    return text.removeprefix("Request: ").partition("\nAnswer: ")[0].partition("\nFunction: ")[0]
 
 
 def author(prompt: Prompt, sampling: Sampling, grammar: Grammar | None) -> str:
-    """Knows the right calls; writes function names where the grammar is one of names, and judges where it is JSON."""
-    right = RIGHT.get(asked(prompt), "[broken")
+    """Knows the right calls; writes function names where the grammar is one of names, and judges where it is JSON.
+
+    It marks where it is asked for marks, and says yes to the functions that are called.
+    """
+    text = asked(prompt)
+    right = RIGHT.get(text, "[broken")
+    if right != "[broken" and "[value](argument)" in str(prompt.messages[0]["content"]):
+        lines = [f"{call.tool}: {marked(text, call.arguments)}" for call in COMPACT.decode(right).calls]
+        return "\n".join(lines) or "none"
+    if "\nFunction: " in str(prompt.messages[-1]["content"]):
+        function = str(prompt.messages[-1]["content"]).partition("\nFunction: ")[2].partition("(")[0]
+        return "yes" if function in right.replace("\n", " ").split(" ") else "no"
     if grammar and grammar.kind == "json_schema":
         wanted = [call.to_json() for call in COMPACT.decode(right).calls] if right != "[broken" else None
         said = prompt.messages[-1]["content"].partition("\nAnswer: ")[2].partition("\nResults:")[0]

@@ -16,12 +16,31 @@ from benchmarks._measuring import Room, line, measured, shares
 from benchmarks._snips import SECOND_CALL_SHARE, WITHIN, chosen, snips
 from benchmarks.prototype_quality import options
 from supertiny.core.errors import UserError
+from supertiny.core.files import read_rows
+from supertiny.core.leaks import find_leaks
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
 from supertiny.core.progress import Progress
 from supertiny.core.records import Grammar, Prompt, Sampling
 from tests.fake_engine import FakeEngine
 from tests.slot_task import made_rows, slot_model
+
+WORDS = [
+    "alpha",
+    "bravo",
+    "charlie",
+    "delta",
+    "echo",
+    "foxtrot",
+    "golf",
+    "hotel",
+    "india",
+    "juliet",
+    "kilo",
+    "lima",
+    "mike",
+    "november",
+]
 
 
 @pytest.fixture
@@ -32,10 +51,10 @@ def data(tmp_path: Path) -> Path:
     write(tmp_path / "snips" / "train.jsonl", [*train, leak, *train[:3], leak, *train[:20]])
     write(tmp_path / "snips" / "valid.jsonl", valid)
     questions = [
-        {"text": f"{verb} my {thing} {number}", "label": f"{verb}_{thing}"}
+        {"text": f"{verb} my {thing} {word}", "label": f"{verb}_{thing}"}
         for verb in ("lost", "order", "freeze")
         for thing in ("card", "pin")
-        for number in range(14)
+        for word in WORDS
     ]
     write(tmp_path / "banking77" / "train.jsonl", questions)
     return tmp_path
@@ -95,6 +114,14 @@ class TestData:
         assert [sum(row.label == label for row in shown) for label in {row.label for row in shown}] == [10] * 6
         assert len(held) == 20
         assert not {row.text for row in shown} & {row.text for row in held}
+
+    def test_questions_that_say_nearly_the_same_as_shown_ones_are_not_asked(self, data: Path) -> None:
+        rows = read_rows(data / "banking77" / "train.jsonl")
+        write(data / "banking77" / "train.jsonl", [*rows, *({**row, "text": f"{row['text']}?!"} for row in rows)])
+        shown, held = banking_split(data / "banking77", each=10, held_out=200, seed=3)
+        texts = [{str(place): row.text for place, row in enumerate(part)} for part in (held, shown)]
+        assert not find_leaks(*texts)
+        assert 0 < len(held) < 2 * len(rows) - len(shown)
 
     def test_same_seed_same_draw(self) -> None:
         rows = [{"label": str(place % 3)} for place in range(30)]

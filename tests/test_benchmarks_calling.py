@@ -148,11 +148,13 @@ def test_figures_have_their_names(data: Path, ledger: Ledger) -> None:
     assert values["bfcl_irrelevance_plain"] == 0.0
     assert values["bfcl_irrelevance_pipeline"] == 1.0
     assert len(table) == 3 * len(CATEGORIES)
+    assert values["bfcl_preparation_seconds"] > 0, "labelled rows are asked of, once"
 
 
 @pytest.mark.usefixtures("package")
 def test_without_rows_to_learn_from_every_call_stands(data: Path, ledger: Ledger) -> None:
     engine = FakeEngine(a_model)
     figures, _ = bfcl(Room(engine, ledger, data, rows=1, progress=Progress(quiet=True)), Path(sys.executable))
-    assert {name: value for name, _, value in figures}["bfcl_irrelevance_pipeline"] == 0.0
+    values = {name: value for name, _, value in figures}
+    assert (values["bfcl_irrelevance_pipeline"], values["bfcl_preparation_seconds"]) == (0.0, 0.0)
     assert all(sampling.max_tokens > 1 for _, sampling, _ in engine.asked)

@@ -16,7 +16,7 @@ from supertiny import __version__
 from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
 from supertiny.core.files import hash_of
 from supertiny.core.ledger import Ledger
-from supertiny.core.methods import Own, build, own_methods, validated
+from supertiny.core.methods import Own, own_methods, validated
 from supertiny.core.progress import Progress
 from supertiny.core.protocols import Answerer
 from supertiny.core.recipe import SEARCH, STAGES, Recipe, read_recipe
@@ -63,13 +63,16 @@ def _own_steps(task: Path) -> tuple[Own | None, list[UserError]]:
 
 def _settings(sections: Mapping[str, Any], own: Own | None) -> tuple[dict[str, Any], list[UserError]]:
     """Settings of the stages that have no mistake, and all mistakes of the others."""
+    from supertiny.core.models import absent_models
+
     settings: dict[str, Any] = {}
     errors: list[UserError] = []
     for stage in STAGES:
         schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
         with gathered(errors):
             settings[stage] = validated(schema, sections.get(stage) or {}, stage, own)
-    return settings, errors + _missing_models(settings, own)
+    student = getattr(settings.get("transfer"), "student", None)
+    return settings, errors + absent_models({"transfer.student": student} if student else {})
 
 
 def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list[UserError]:
@@ -82,52 +85,29 @@ def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list
 
 def _search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:
     """What the recipe says of a search; what it does not say is derived. Raises UserErrors with every mistake."""
+    from supertiny.core.models import absent_models
+    from supertiny.prototype.demands import missing_models
     from supertiny.prototype.search.settings import Settings as Search
     from supertiny.prototype.search.space import mistakes
 
     search = validated(Search, recipe.sections.get(SEARCH, {}), SEARCH)
-    errors = []
+    errors, own = [], own_methods("steps", recipe.task / STEPS)
     if "prototype" in settings:  # what is derived from it can be told where it is right
-        errors += mistakes(search, settings["prototype"], own_methods("steps", recipe.task / STEPS))
+        errors += mistakes(search, settings["prototype"], own)
+    if not errors:
+        lists = {f"optimise.steps.{n}": steps for n, steps in enumerate(search.steps or ())}
+        lists["optimise.optional"] = search.optional or ()
+        blocks = {f"{place}.{n}": block for place, steps in lists.items() for n, block in enumerate(steps)}
+        errors += missing_models(blocks, own)
     engines = ((f"optimise.engines.{number}.model", engine) for number, engine in enumerate(search.engines))
-    errors += _absent({place: engine.get("model", "") for place, engine in engines if _is_embedded(engine)})
+    errors += absent_models({place: engine.get("model", "") for place, engine in engines if _is_embedded(engine)})
     if errors:
         raise UserErrors(errors)
     return search
 
 
-def _missing_models(settings: Mapping[str, Any], own: Own | None) -> list[UserError]:
-    """Models that are neither in the catalogue nor on disk, told before anything is spent."""
-    student = getattr(settings.get("transfer"), "student", None)
-    named = {"transfer.student": student} if student else {}
-    engine = getattr(settings.get("prototype"), "engine", None)
-    if _is_embedded(engine):
-        named["prototype.engine.model"] = engine.get("model", "")
-    for family in ("steps", "curators"):
-        for number, block in enumerate(getattr(settings.get("prototype"), family, ())):
-            engine = getattr(build(family, block, own=own), "engine", None)
-            if _is_embedded(engine):
-                named[f"prototype.{family}.{number}.engine.model"] = engine.get("model", "")
-    return _absent(named)
-
-
 def _is_embedded(engine: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(engine, Mapping) and engine.get("method") in ("openvino", "llama_cpp")
-
-
-def _absent(named: Mapping[str, str]) -> list[UserError]:
-    from supertiny.core.models import catalogue
-
-    known = catalogue()
-    return [
-        UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
-        for place, name in named.items()
-        if name not in known and not _is_model(Path(name))
-    ]
-
-
-def _is_model(path: Path) -> bool:
-    return path.is_file() or (path / "config.json").is_file()
 
 
 def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, progress: Progress | None = None) -> Path:

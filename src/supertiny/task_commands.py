@@ -86,14 +86,16 @@ def new(
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|TASK", help="A run folder, or a task's.")],
     to: Annotated[Path, Option("--to", metavar="FILE", help="The file to write, a JSON object a line.")],
-    style: Annotated[str, Option("--as", metavar="SHAPE", help="messages or sharegpt.")] = "messages",
+    style: Annotated[str, Option("--as", metavar="SHAPE", help="messages, axolotl or sharegpt.")] = "messages",
     split: Annotated[
         str | None, Option(metavar="SPLIT", help="train of a run (default), labelled of a task (default), valid.")
     ] = None,
 ) -> None:
     """Write examples as other trainers read them.
 
-    messages: TRL, Axolotl (type: chat_template), Unsloth (apply_chat_template with tools).
+    messages: TRL, Unsloth (apply_chat_template with tools).
+
+    axolotl: Axolotl (type: chat_template).
 
     sharegpt: LLaMA-Factory (formatting: sharegpt, with columns for system and tools).
 
@@ -102,8 +104,12 @@ def export(
     from supertiny.core.export import READERS
     from supertiny.core.export import export as write
 
-    chosen, rows = write(source, to, style, split)
-    print(f"{to}: {rows} rows of {chosen}, as {style}")
+    done = write(source, to, style, split)
+    print(f"{to}: {done.rows} rows of {done.split}, as {style}")
+    if done.left_out:
+        print(f"left out: {done.left_out} rows in which user and assistant do not take turns")
+    if done.shortened:
+        print(f"shortened: {done.shortened} rows, which lost words beside calls; this shape has no room for them")
     print(f"read by:  {READERS[style]}")
 
 

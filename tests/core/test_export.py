@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from supertiny.core.errors import UserError
-from supertiny.core.export import READERS, export
+from supertiny.core.export import READERS, Exported, export
 from supertiny.core.files import read_rows, write_json, write_rows
 from supertiny.core.records import Call
 from supertiny.core.tables import read_table
@@ -46,9 +46,9 @@ def task(tmp_path: Path) -> Path:
 
 def exported(source: Path, style: str = "messages", split: str | None = None) -> list[dict[str, Any]]:
     target = source.parent / f"{style}-{split}.jsonl"
-    _, count = export(source, target, style, split)
+    done = export(source, target, style, split)
     rows = read_rows(target)
-    assert count == len(rows)
+    assert done.rows == len(rows)
     return rows
 
 
@@ -78,8 +78,9 @@ def test_messages_hold_calls_as_objects_and_the_tools(task: Path) -> None:
     assert all(isinstance(message["content"], str) for row in (long, none, first) for message in row["messages"])
     assert none["messages"][-1] == {"role": "assistant", "content": "I cannot say."}
     assert silent["messages"][-1] == {"role": "assistant", "content": ""}
-    assert [tool["function"]["name"] for tool in first["tools"]] == ["TurnOn", "TurnOff", "Dim"]
-    assert first["tools"][0]["function"]["parameters"]["required"] == ["area"]
+    tools = json.loads(first["tools"])
+    assert [tool["function"]["name"] for tool in tools] == ["TurnOn", "TurnOff", "Dim"]
+    assert tools[0]["function"]["parameters"]["required"] == ["area"]
 
 
 def test_sharegpt_takes_turns_and_keeps_system_and_tools_apart(task: Path) -> None:
@@ -101,7 +102,97 @@ def test_sharegpt_takes_turns_and_keeps_system_and_tools_apart(task: Path) -> No
         assert sides == [True, False]
 
 
-@pytest.mark.parametrize("style", ["messages", "sharegpt"])
+def free_task(folder: Path, *arguments: dict[str, Any]) -> Path:
+    """A task with one function that takes anything, and labelled rows that call it with these."""
+    tool = {"name": "Set", "parameters": {"type": "object", "additionalProperties": True}}
+    write_task(folder)
+    write_json(folder / "tools.json", [{"type": "function", "function": tool}])
+    for split in ("valid", "test", "unlabelled"):
+        rows = [{"text": row["text"], "calls": []} for row in read_rows(folder / f"{split}.jsonl")]
+        write_rows(folder / f"{split}.jsonl", rows)
+    calls = [[{"name": "Set", "arguments": given}] for given in arguments]
+    write_rows(folder / "labelled.jsonl", [{"text": f"number {n}", "calls": call} for n, call in enumerate(calls)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_text"),
+    [
+        ([{"to": 5}, {"to": 6, "area": "Hall"}, {"in": {"deep": ["a"]}}], False),
+        ([{"to": 5}, {"to": "five"}], True),
+        ([{"to": 5}, {"to": 5.5}], True),
+        ([{"to": {"deep": [1, "a"]}}], True),
+        ([{"to": ["a"]}, {"to": "a"}], True),
+        ([{"to": None}], True),
+        ([{"day": "2026-11-21"}], True),
+    ],
+)
+def test_arguments_that_arrow_would_change_are_text(
+    tmp_path: Path, arguments: list[dict[str, Any]], is_text: bool
+) -> None:
+    rows = exported(free_task(tmp_path / "task", *arguments))
+    given = [row["messages"][-1]["tool_calls"][0]["function"]["arguments"] for row in rows]
+    assert [json.loads(one) for one in given] == arguments if is_text else given == arguments
+
+
+def test_what_is_exported_loads_as_it_was(tmp_path: Path) -> None:
+    """By the line that READERS says, and by TRL's own way of taking nulls out."""
+    datasets = pytest.importorskip("datasets")
+    for number, arguments in enumerate(([{"to": 5}, {"area": "Hall"}], [{"to": 5}, {"to": "2026-11-21", "of": None}])):
+        task = free_task(tmp_path / f"task-{number}", *arguments)
+        target = tmp_path / f"{number}.jsonl"
+        export(task, target)
+        data = datasets.load_dataset("json", data_files=str(target), split="train", cache_dir=str(tmp_path / "cache"))
+        rows = [without_nulls(row) for row in data.to_list()]
+        assert rows == read_rows(target)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def test_axolotl_gets_a_list_of_tools_and_text_within(task: Path) -> None:
+    long, *_ = exported(task, "axolotl")
+    assert [tool["function"]["name"] for tool in long["tools"]] == ["TurnOn", "TurnOff", "Dim"]
+    assert json.loads(long["tools"][0]["function"]["parameters"])["required"] == ["area"]
+    given = [call["function"]["arguments"] for call in long["messages"][-1]["tool_calls"]]
+    assert [json.loads(one) for one in given] == [call["arguments"] for call in CALLS]
+
+
+def chat(*turns: tuple[str, str], calls: Any = ()) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": text} for role, text in turns], "calls": list(calls)}
+
+
+def test_sharegpt_rows_take_turns_or_are_left_out_and_lost_words_are_told(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "task")
+    done = {"role": "tool", "tool_call_id": "own", "content": "done"}
+    chatty = {**EARLIER[1], "content": "With pleasure!"}
+    rows = [
+        chat(("system", "Be brief."), ("assistant", "Hello!"), ("user", "hi"), calls=CALLS),
+        chat(("user", "one"), ("user", "two"), ("assistant", "a"), ("assistant", "b"), ("user", "three")),
+        {"messages": [EARLIER[0], chatty, done, {"role": "assistant", "content": "ok"}, ASKED], "calls": CALLS},
+        {"messages": [EARLIER[0], {"role": "assistant", "content": "so"}, chatty, done, ASKED], "calls": []},
+        {"messages": [EARLIER[1], done, {"role": "user", "content": "what was that"}], "calls": []},
+        {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "well"}], "calls": CALLS},
+        chat(("user", "both, please"), calls=CALLS) | {"text_answer": "Here they are."},
+    ]
+    write_rows(folder / "labelled.jsonl", rows)
+    told = export(folder, tmp_path / "out.jsonl", "sharegpt")
+    assert told == Exported("labelled", 5, left_out=2, shortened=3)
+    written = read_rows(tmp_path / "out.jsonl")
+    for row in written:
+        sides = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
+        assert sides == [True, False] * (len(sides) // 2), "LLaMA-Factory skips all others"
+        assert row["conversations"][0]["from"] == "human"
+    assert written[0]["system"] == "Be brief.\nHello!"
+    assert [turn["value"] for turn in written[1]["conversations"]] == ["one\ntwo", "a\nb", "three", ""]
+    assert [turn["from"] for turn in written[3]["conversations"]] == ["human", "function_call", "observation", "gpt"]
+    assert json.loads(written[4]["conversations"][-1]["value"]) == CALLS
+
+
+@pytest.mark.parametrize("style", ["messages", "axolotl", "sharegpt"])
 def test_what_is_exported_comes_back_with_the_same_calls(task: Path, tmp_path: Path, style: str) -> None:
     target = tmp_path / "logs.jsonl"
     export(task, target, style)
@@ -132,10 +223,10 @@ def test_a_run_gives_its_training_rows(task: Path, tmp_path: Path) -> None:
     made = [example.to_json() for example in examples("unlabelled", 4)]
     made[3]["answer"]["readable"] = False
     write_rows(run / "prototype" / "train.jsonl", made)
-    assert export(run, tmp_path / "train.jsonl") == ("train", 3)
+    assert export(run, tmp_path / "train.jsonl") == Exported("train", 3)
     first = read_rows(tmp_path / "train.jsonl")[0]
     assert first["messages"][0]["content"] == made[0]["messages"][0]["content"]
-    assert len(first["tools"]) == 3
+    assert len(json.loads(first["tools"])) == 3
     assert len(exported(run, split="valid")) == len(load_task(task).valid)
 
 

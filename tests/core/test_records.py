@@ -82,3 +82,8 @@ def test_content_in_parts_is_one_text() -> None:
 def test_an_answer_that_could_not_be_read_stays_so() -> None:
     row = Example(Request.from_text("hello", "a"), Answer(raw="Dim lev", readable=False))
     assert Example.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_instructions_are_no_part_of_what_was_asked() -> None:
+    told = [{"role": role, "content": f"{role} words"} for role in ("system", "developer", "user")]
+    assert asked_text(told) == "user words"

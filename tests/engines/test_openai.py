@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -108,9 +109,9 @@ def test_after_the_last_try_the_reason_is_told_and_finished_ones_were_heard(serv
 
     def done(index, answer):
         told[index] = answer
-        server.scripted = [status(503, '{"error": {"message": "tea time"}}')] * 2
+        server.scripted = [status(500, '{"error": {"message": "tea time"}}')] * 2
 
-    with pytest.raises(UserError, match=r"503: tea time; given up after 2 tries"):
+    with pytest.raises(UserError, match=r"500: tea time; given up after 2 tries"):
         engine.complete([HI, HI, HI], Sampling(), done=done)
     assert list(told) == [0]
 
@@ -156,6 +157,33 @@ def test_a_key_that_cannot_be_one_is_told_and_not_shown(server, monkeypatch):
     with pytest.raises(UserError, match="OPENAI_API_KEY holds characters") as caught:
         opened(server)
     assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(200, '{"detail": "who is sk-secret?"}'),
+        status(200, "sk-secret {"),
+        status(200, '{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": "sk-secret"}}'),
+        status(307, Location="http://127.0.0.1:1/?key=sk-secret"),
+        status(500, '{"error": {"message": "sk-secret is tired"}}'),
+        status(404, "no sk-secret here", "text/plain"),
+    ],
+)
+def test_a_key_that_a_server_repeats_is_not_shown(server, fault):
+    server.scripted = [fault]
+    with pytest.raises(UserError) as caught:
+        opened(server, retries=0).complete([HI], Sampling())
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_an_address_in_capitals_is_verified_like_any_other(server, monkeypatch):
+    made = []
+    monkeypatch.setattr("httpx.create_ssl_context", lambda: made.append(ssl.create_default_context()) or made[-1])
+    for scheme, count in (("http", 0), ("HTTPS", 1)):
+        with pytest.raises(UserError, match="no server answers"):
+            opened(server, base_url=f"{scheme}://127.0.0.1:1/v1").complete([HI], Sampling())
+        assert len(made) == count
 
 
 def test_an_unknown_model_gets_the_nearest_name(server):
@@ -287,6 +315,7 @@ def test_score_reads_the_continuations_part(server):
     assert scores.tokens.tolist() == [97, 98]
     assert scores.token_logprobs.tolist() == pytest.approx([-0.1, -2.5])
     assert scores.ids.tolist() == [[97, 98]] * 2
+    assert (scores.tokens_in, scores.tokens_out) == (7, 2), "as the server counts"
     with pytest.raises(UserError, match="cannot score"):
         opened(server).score([HI], ["ab"])
 
@@ -299,6 +328,7 @@ def test_settings_are_checked_before_anything_is_sent(monkeypatch):
         ({"base_url": "http://[::1"}, "not an address"),
         ({"base_url": "http://localhost:port/v1"}, "not an address"),
         ({"concurrency": 0}, "concurrency: Input should be greater"),
+        ({"extra_body": {"n": 4, "max_tokens": 9, "top_k": 2}}, "extra_body: may not set max_tokens, n"),
         ({}, "no key for"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from benchmarks._faulty_server import Plan, tool_call, usage_of
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.ledger import Budget, Ledger
+from supertiny.core.payments import PaidCall, Payments
 from supertiny.core.records import Prompt, Sampling
 from supertiny.engines._openai_engine import ServerEngine
 from supertiny.engines.openai import OpenAI
+from tests.engines.child import killed_when
 
 FEW = Sampling(max_tokens=20)
 
@@ -117,6 +119,70 @@ def test_killed_before_the_batchs_name_was_heard_it_is_found_by_its_token(provid
     assert numbers(ledger.wrap(opened(provider), "test").complete(prompts(5), FEW)) == list(range(5))
     assert len(provider.batches) == 1
     assert provider.stats()["billed"] == 5
+
+
+def test_killed_while_the_file_is_on_its_way_nothing_is_spent_and_the_run_goes_on(
+    provider: Any, tmp_path: Path
+) -> None:
+    place, budget = tmp_path / "ledger.sqlite", {"dollars": 0.006}
+    provider.plan = Plan(upload_seconds=3)
+    killed_when(lambda: provider.counts["uploads"] == 1, provider.url, place, 5, budget, batch=True)
+    assert provider.batches == {}
+    provider.plan = Plan()
+    noted = Ledger(place, Budget(**budget))
+    assert 0.003 < noted.spent().dollars < 0.006, "the budget has no room for the same calls once more"
+    noted.close()
+    ledger = Ledger(place, Budget(**budget))
+    assert numbers(ledger.wrap(opened(provider), "test").complete(prompts(5), FEW)) == list(range(5))
+    assert ledger.lost() == []
+    assert provider.stats()["billed"] == 5
+
+
+def test_a_batch_that_is_gone_is_told_and_ordered_anew(provider: Any, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        Ledger(tmp_path / "ledger.sqlite").wrap(opened(provider, 0), "test").complete(prompts(5), FEW)
+    sent = set(provider.files["file-0"].split(b'"custom_id": "')[1:])
+    provider.batches.clear()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.warns(UserWarning, match="batch batch-0 is gone; its 5 requests are sent again"):
+        assert numbers(ledger.wrap(opened(provider), "test").complete(prompts(5), FEW)) == list(range(5))
+    assert ledger.lost()[0].calls == 5, "which of them the provider bills is not known"
+    again = set(provider.files["file-1"].split(b'"custom_id": "')[1:])
+    assert not {row[:32] for row in sent} & {row[:32] for row in again}
+
+
+def test_what_a_batch_answers_costs_the_batchs_price_whatever_is_set_now(provider: Any, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        Ledger(tmp_path / "ledger.sqlite").wrap(opened(provider, 0), "test").complete(prompts(5), FEW)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    worst = ledger.spent().dollars
+    ledger.wrap(opened(provider, batch=False), "test").complete(prompts(5), FEW)
+    (bill,) = ledger.bills()
+    assert bill.dollars == pytest.approx(provider.stats()["dollars"] / 2)
+    assert bill.dollars < worst
+    assert ledger.spent().dollars == pytest.approx(bill.dollars)
+
+
+def test_a_try_that_was_lost_at_the_full_price_stays_at_it(provider: Any, tmp_path: Path) -> None:
+    provider.plan = Plan(shares={"cut": 1.0}, most_faults=1)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(UserError, match="given up"):
+        ledger.wrap(opened(provider, batch=False, retries=0), "test").complete(prompts(1), FEW)
+    worst = ledger.spent().dollars
+    call = PaidCall(ledger.ask("SELECT key FROM pending")[0][0], prompts(1)[0], None)
+    Payments(ledger, opened(provider), "test", [call], FEW)
+    assert ledger.spent().dollars == worst
+    ledger.wrap(opened(provider), "test").complete(prompts(1), FEW)
+    (bill,), (lost,) = ledger.bills(), ledger.lost()
+    assert lost.dollars == pytest.approx((bill.tokens_in * 10 + FEW.max_tokens * 40) / 1e6)
+    assert bill.dollars == pytest.approx((bill.tokens_in * 10 + bill.tokens_out * 40) / 2e6)
+
+
+def test_a_row_that_repeats_the_key_does_not_show_it(provider: Any, tmp_path: Path) -> None:
+    provider.plan = Plan(shares={"error": 1.0}, most_faults=99, broken_words="sk-secret is broken")
+    with pytest.raises(UserError, match=r"\(key\) is broken") as caught:
+        Ledger(tmp_path / "ledger.sqlite").wrap(opened(provider, retries=0), "test").complete(prompts(2), FEW)
+    assert "sk-secret" not in str(caught.value)
 
 
 def test_an_order_whose_answer_was_cut_off_is_not_given_twice(provider: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.records import Grammar, Prompt, Sampling
 from supertiny.engines._openai_engine import ServerEngine
 from supertiny.engines.openai import OpenAI
+from tests.engines.child import killed_when
 
 FEW = Sampling(max_tokens=20)
 
@@ -28,10 +30,16 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def opened(server: Any, **settings: Any) -> ServerEngine:
-    """An engine at the server's price that waits for nothing."""
+    """An engine at the server's price that waits for nothing: its clock moves when it sleeps."""
     chosen = {"concurrency": 64, "dollars_per_million_in": 10.0, "dollars_per_million_out": 40.0, **settings}
     engine = OpenAI("small-one", server.url, **chosen).open()
-    engine.caller.sleep = lambda seconds: asyncio.sleep(0)
+    now = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+        await asyncio.sleep(0)
+
+    engine.caller.sleep, engine.caller.clock = sleep, lambda: now[0]
     return engine
 
 
@@ -121,6 +129,13 @@ def test_the_schema_that_goes_along_counts_against_the_budget(faulty: Any, tmp_p
     assert faulty.bodies == []
 
 
+def test_further_fields_that_go_along_count_too(faulty: Any, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(tokens=1000))
+    with pytest.raises(BudgetReached):
+        ledger.wrap(opened(faulty, extra_body={"guided": "x" * 1000}), "test").complete(prompts(1), FEW)
+    assert faulty.bodies == []
+
+
 def test_minutes_end_a_batch_of_which_nobody_answers(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +149,7 @@ def test_minutes_end_a_batch_of_which_nobody_answers(
         await asyncio.sleep(0)
 
     engine = opened(server, concurrency=1, retries=40, backoff_seconds=8)
-    engine.caller.sleep = sleep
+    engine.caller.sleep, engine.caller.clock = sleep, lambda: now[0]
     ledger = Ledger(tmp_path / "ledger.sqlite", Budget(minutes=1))
     with pytest.raises(BudgetReached, match="1 minutes"):
         ledger.wrap(engine, "test").complete(prompts(2), FEW)
@@ -192,6 +207,24 @@ def test_after_a_kill_the_same_key_is_sent_and_the_lost_try_counts(server: Any, 
     assert server.headers[-1]["idempotency-key"] != first, "a call that is to be computed anew has a key of its own"
 
 
+def test_time_counts_that_passed_before_a_kill(server: FaultyServer, tmp_path: Path) -> None:
+    place = tmp_path / "ledger.sqlite"
+    server.plan = Plan(delay_seconds=1.5)
+    began: list[float] = []
+
+    def asked_for_a_while() -> bool:
+        began.extend([time.monotonic()] if server.bodies and not began else [])
+        return bool(began) and time.monotonic() > began[0] + 1.0
+
+    killed_when(asked_for_a_while, server.url, place, 1, {"minutes": 1})
+    while not server.billed:
+        time.sleep(0.01)  # what it computes still is no part of the next test
+    ledger = Ledger(place, Budget(minutes=1))
+    assert ledger.bills() == []
+    assert 0.7 < ledger.spent().seconds < 3
+    assert ledger.lost()[0].seconds == ledger.spent().seconds
+
+
 def test_another_ledger_sends_other_keys(server: Any, tmp_path: Path) -> None:
     for name in "ab":
         Ledger(tmp_path / name).wrap(opened(server), "test").complete(prompts(1), FEW)
@@ -208,17 +241,17 @@ def test_a_server_that_does_not_count_is_billed_at_the_worst(server: Any, tmp_pa
     assert ledger.bills()[0].dollars > 0
 
 
-def test_an_answer_that_is_withheld_is_paid_and_asked_for_again(server: Any, tmp_path: Path) -> None:
+def test_an_answer_that_is_withheld_is_paid_and_not_asked_for_again(server: Any, tmp_path: Path) -> None:
     withheld = {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
     usage = {"prompt_tokens": 7, "completion_tokens": 1}
     server.scripted = [Response(json.dumps({**withheld, "usage": usage}))]
     ledger = Ledger(tmp_path / "ledger.sqlite")
     engine = ledger.wrap(opened(server), "test")
     assert engine.complete(prompts(1), FEW)[0].finish == "error"
-    assert ledger.bills() == []
+    assert (ledger.bills()[0].calls, ledger.lost()) == (1, [])
     assert ledger.spent().tokens == 8
-    assert engine.complete(prompts(1), FEW)[0].finish == "stop"
-    assert len(server.headers) == 2
+    assert engine.complete(prompts(1), FEW)[0].finish == "error"
+    assert len(server.headers) == 1
 
 
 def test_a_refused_call_leaves_nothing_behind(server: Any, tmp_path: Path) -> None:
@@ -243,7 +276,7 @@ def test_a_ledger_of_before_opens(tmp_path: Path, server: Any) -> None:
     place = tmp_path / "ledger.sqlite"
     Ledger(place).wrap(opened(server), "test").complete(prompts(2), FEW)
     with sqlite3.connect(place) as connection:
-        connection.executescript("DROP TABLE pending; DROP TABLE lost")
+        connection.executescript("DROP TABLE pending; DROP TABLE lost; DROP TABLE running; DROP TABLE pipelines")
     connection.close()
     ledger = Ledger(place)
     assert ledger.spent().tokens == 18

@@ -59,8 +59,22 @@ def test_rows_are_those_given_or_carry_their_origins_id(name: str, given: Any, t
     new = [row for row in kept if row not in rows]
     ids = {row.request.id for row in rows}
     assert all(row.provenance["origin"] in ids and row.request.id.startswith(row.provenance["origin"]) for row in new)
-    assert all(row.provenance["source"] and row.provenance["made_by"] == name for row in new)
+    assert all(row.provenance["source"] for row in new)
+    assert all(name in (row.provenance.get("made_by"), *row.provenance.get("changed_by", ())) for row in new)
+    made = [row for row in new if row.request.id not in ids]
+    assert all(row.provenance["made_by"] == name for row in made)
     assert len({row.request.id for row in kept}) == len(kept)
+
+
+@pytest.mark.parametrize("name", CURATORS)
+def test_where_a_row_first_came_from_stays(name: str, tmp_path: Path) -> None:
+    rows, task = pool()
+    known = {"origin": "seed", "made_by": "expand", "changed_by": ["refine"]}
+    rows = [replace(row, provenance={**row.provenance, **known}) for row in rows]
+    for row in curated(name, rows, task, 3, tmp_path):
+        if any(row.request.id == old.request.id for old in rows):
+            assert (row.provenance["origin"], row.provenance["made_by"]) == ("seed", "expand")
+            assert row.provenance["changed_by"] in (["refine"], ["refine", name])
 
 
 @pytest.mark.parametrize("name", CURATORS)

@@ -131,7 +131,7 @@ def test_a_second_run_is_read_from_the_ledger(block: Mapping[str, Any], tmp_path
 @every_step
 def test_several_calls_no_call_and_tools_of_a_request_stay(block: Mapping[str, Any]) -> None:
     own = Request("own", ({"role": "user", "content": "play jazz"},), (PLAY,))
-    given = [*traces("tell me a joke", BOTH, "dim the hall"), Trace(own)]
+    given = [*traces("tell me a joke", BOTH, "dim the hall to 5", "everything on"), Trace(own)]
     at = bench()
     found = build("steps", block).run(build("steps", "fill").run(given, at), at)
     if any(trace.calls is None for trace in found):  # a step that prepares an answer
@@ -189,9 +189,10 @@ def test_a_text_that_cannot_be_read_leaves_no_calls(name: str) -> None:
 @every_step
 def test_an_estimate_spends_nothing(block: Mapping[str, Any]) -> None:
     step = build("steps", block)
+    at = bench(spends=False, task=replace(TASK, execute=lambda *_: 1 / 0))
+    step.run(tried(), at)
+    assert not at.shelf.fixed, "nothing is measured or learned"
     if step.calls_per_request == 0:
-        at = bench(spends=False, task=replace(TASK, execute=lambda *_: 1 / 0))
-        step.run(tried(), at)
         assert not engine_of(at).asked
 
 

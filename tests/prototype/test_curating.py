@@ -226,7 +226,7 @@ def test_refine_gets_answers_that_nobody_could_read_and_the_others_never_do(task
     summary, folder = run_stage(task, curators=["refine", "verified"])
     learned = {row["messages"][0]["content"]: row for row in read_rows(folder / "train.jsonl")}
     assert learned[CUT_OFF]["calls"] == [GOLD[CUT_OFF]]
-    assert learned[CUT_OFF]["provenance"]["made_by"] == "refine"
+    assert learned[CUT_OFF]["provenance"]["changed_by"] == ["refine"]
     assert summary["curators"][0]["changed"] == 1
     assert summary["kept_right_share"] == pytest.approx(17 / 18), "what was mended counts as it is now"
     teacher.is_open = True
@@ -297,3 +297,48 @@ def test_nobody_asks_the_teacher_behind_scrub(task: Task, teacher: Teacher) -> N
     with pytest.raises(UserError, match=r"prototype\.curators\.1: refine asks the teacher"):
         run_stage(task, curators=["scrub", "refine"])
     assert not teacher.asked
+
+
+def test_rows_are_scrubbed_once_and_it_is_told_that_no_names_are_looked_for(
+    task: Task, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is left out behind `scrub` has the same stand-in there as in the pool."""
+    notes: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, text: notes.append(text))
+    said = "please illuminate the hall for anna@firma.de"
+    with (task.folder / "unlabelled.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write("".join(json.dumps({"text": text}) + "\n" for text in (said, said.upper())))
+    _, folder = run_stage(load_task(task.folder), curators=["verified", "scrub", "deduplicate"])
+    pool, rejected = (
+        {row["messages"][0]["content"] for row in read_rows(folder / f"{name}.jsonl")} for name in ("pool", "rejected")
+    )
+    (left_out,) = (text for text in rejected if "@" in text)
+    assert left_out in pool
+    assert any("scrub replaces no names" in note for note in notes)
+    notes.clear()
+    teacher.is_open = True
+    run_stage(load_task(task.folder), curators=[{"method": "scrub", "names": ["Anna"]}])
+    assert not any("no names" in note for note in notes)
+
+
+def test_two_persons_files_do_not_meet(task: Task, teacher: Teacher) -> None:
+    (task.folder / STEPS).mkdir()
+    (task.folder / STEPS / "torn.py").write_text(TORN, encoding="utf-8")
+    steps, block = ["retrieve", "fill", "torn"], {"method": "verified", "least_confidence": 0.0}
+    _, folder = run_stage(task, curators=[{"method": "disagreement", "least_confidence": 0.5}, block], steps=steps)
+    review = folder.parent / "review"
+    questions = read_rows(review / "disagreement.jsonl")
+    teacher.is_open = True
+    curators = [{"method": "disagreement", "least_confidence": 0.5}, block, "disagreement"]
+    run_stage(task, curators=curators, steps=steps)
+    assert read_rows(review / "disagreement.jsonl") == questions, "the second one has nothing to say of these"
+    teacher.is_open = True
+    curators = [{"method": "disagreement", "least_confidence": 0.1}, block, "disagreement"]
+    run_stage(task, curators=curators, steps=steps)
+    assert read_rows(review / "disagreement.jsonl") == []
+    assert [row["id"] for row in read_rows(review / "disagreement-2.jsonl")] == [row["id"] for row in questions]
+    write_rows(review / "disagreement-2.jsonl", [{**row, "decision": "accepted"} for row in questions])
+    chosen = {"prototype": validated(Settings, {"engine": "openvino", "curators": curators}, "prototype")}
+    run = run_of(task)
+    assert set(_decided("prototype", chosen, run)["decided"]) == {"disagreement 2"}
+    run.ledger.close()

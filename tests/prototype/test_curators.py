@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from supertiny.core.errors import UserError
+from supertiny.core.leaks import NearTexts, grams, jaccard, normalised
 from supertiny.core.methods import build
 from supertiny.core.records import Answer, Call, Example, Prompt, Request
-from supertiny.prototype.curators._near import NearTexts
-from supertiny.prototype.curators._reasons import left_out, reasons_heard
+from supertiny.prototype.curators._reasons import changed_by, left_out, reasons_heard
 from tests.fake_engine import FakeEngine
 from tests.small_bench import ScoringEngine, curated, small_bench
 from tests.small_task import AREAS, example, examples, small_task
@@ -64,10 +64,23 @@ def test_leak_guard_compares_whole_conversations(tmp_path: Path) -> None:
 def test_near_texts_are_decided_by_the_exact_similarity() -> None:
     texts = [f"set lamp {n} of the long corridor on the second floor to {n} percent" for n in range(10, 60)]
     index = NearTexts(0.95, texts)
-    assert all(index.near(text.upper()) is not None for text in texts)
-    assert index.near("something else") is None
-    assert NearTexts(0.5, texts[:1]).near(texts[7]) is not None
-    assert NearTexts(0.95, texts[:1]).near(texts[7]) is None
+    assert all(index.near(text)[0] == (1.0, text) for text in texts)
+    assert index.near("something else") == []
+    ((similarity, found),) = NearTexts(0.5, texts[:1]).near(texts[7])
+    assert (0.5 < similarity < 0.95, found) == (True, texts[0])
+    assert NearTexts(0.95, texts[:1]).near(texts[7]) == []
+
+
+def test_deduplicate_finds_the_pairs_that_are_just_near_enough(tmp_path: Path) -> None:
+    """Similarities of 0.95 to 0.97, which an index whose own threshold is 0.95 proposes about half of."""
+    words = [f"{random.Random(number).getrandbits(64):016x}" for number in range(40)]
+    texts = [" ".join(words[begin : begin + 14]) for begin in range(26)]
+    pairs = [(text, text[:120] + "~" + text[121:]) for text in texts]
+    placed = [(f"{n}-{side}", text) for n, pair in enumerate(pairs) for side, text in enumerate(pair)]
+    rows = [example(text, [], place, source="pool") for place, text in placed]
+    near = [jaccard(grams(normalised(left)), grams(normalised(right))) for left, right in pairs]
+    assert all(0.95 <= similarity < 0.97 for similarity in near)
+    assert ids(curated("deduplicate", rows, small_task(), 0, tmp_path)) == [f"{n}-0" for n in range(len(pairs))]
 
 
 def test_balance_caps_by_the_median_and_keeps_gold(tmp_path: Path) -> None:
@@ -228,6 +241,15 @@ def test_words_beside_calls_are_left_out_where_that_is_more_natural(tmp_path: Pa
         assert row.answer.text == said
 
 
+def test_perplexities_are_averaged_not_losses(tmp_path: Path) -> None:
+    """Losses of 0.1 and 4 have the lesser mean, losses of 2.5 and 2.5 the lesser mean perplexity."""
+    losses = {"TurnOn area Attic\nTurnOff area Hall": 0.1, "TurnOff area Office\nTurnOn area Kitchen": 4.0}
+    student = ScoringEngine(lambda prompt, text: losses.get(text.removesuffix("<|im_end|>"), 2.5))
+    block = {"method": "self_aligned_perplexity", "styles": ["given", "request_order"]}
+    kept = curated(block, MIXED, small_task(), 0, tmp_path, small_bench(small_task(), tmp_path, student=student))
+    assert [row.provenance.get("written") for row in kept] == ["request_order", "request_order", None]
+
+
 def test_exemplars_are_the_students_own_right_answers(tmp_path: Path) -> None:
     """What it writes right stands before the request that is scored; what it writes wrong does not."""
     task = small_task(labelled=examples("labelled")[:10])
@@ -244,10 +266,10 @@ def test_exemplars_are_the_students_own_right_answers(tmp_path: Path) -> None:
     student = ScoringEngine(author=author)
     block = {"method": "self_aligned_perplexity", "exemplars": 2, "tries": 8}
     curated(block, MIXED, task, 0, tmp_path, small_bench(task, tmp_path, student=student))
-    before = {prompt.text.rpartition("<|im_end|>\n")[0] for prompt, _ in student.scored[0]}
-    assert len(before) == 1, "the same for all styles"
-    shown = before.pop().split("<|im_end|>\n")
-    assert len(shown) == 2
+    shown = {prompt.text.rpartition("<|im_end|>\n")[0] for prompt, _ in student.scored[0]}
+    assert len(shown) == 2, "one at a time, and the same for all styles"
+    assert not any("<|im_end|>" in lesson for lesson in shown)
+    assert Counter(prompt.text.partition("<|im_end|>")[0] for prompt, _ in student.scored[0]).keys() == shown
     assert all(any(lesson.startswith(asked) for asked in able) for lesson in shown)
     assert len(student.asked) == 8
 
@@ -273,3 +295,11 @@ def test_an_engine_that_cannot_score_is_told(tmp_path: Path) -> None:
         curated("perplexity_band", of_pool(3), small_task(), 0, tmp_path, bench)
     with pytest.raises(UserError, match="curators has no method"):
         build("curators", "perplexity_bnd")
+
+
+def test_a_row_that_is_changed_in_place_keeps_where_it_first_came_from() -> None:
+    row = example("x", [], "row/expand-1", origin="row", made_by="expand")
+    once = replace(row, provenance=changed_by("refine", row, complaint="no"))
+    twice = changed_by("scrub", once)
+    assert twice == {"origin": "row", "made_by": "expand", "complaint": "no", "changed_by": ["refine", "scrub"]}
+    assert changed_by("scrub", example("x", [], "row"))["origin"] == "row"

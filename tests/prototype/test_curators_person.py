@@ -56,10 +56,10 @@ def test_split_votes_wait_for_a_person_and_come_back(tmp_path: Path) -> None:
     assert ids(reviewed(rows, tmp_path)) == ["sure", "unvoted"]
     assert path.read_bytes() == before
     curator = build("curators", "disagreement")
-    assert curator.decided(tmp_path) == "", "nobody has said anything yet"
+    assert curator.decided(tmp_path, "disagreement") == "", "nobody has said anything yet"
     off = {"name": "TurnOff", "arguments": {"area": "Hall"}}
     fill_in(path, torn={"decision": "Corrected", "correction": [off]})
-    one = curator.decided(tmp_path)
+    one = curator.decided(tmp_path, "disagreement")
     assert one
     kept = reviewed(rows, tmp_path)
     assert ids(kept) == ["sure", "torn", "unvoted"]
@@ -70,7 +70,7 @@ def test_split_votes_wait_for_a_person_and_come_back(tmp_path: Path) -> None:
     assert torn.provenance["origin"] == "torn"
     assert build("curators", "verified").curate([torn], small_task(), 0) == [torn], "a person's word is sure"
     fill_in(path, half={"decision": "accepted"})
-    assert curator.decided(tmp_path) not in ("", one)
+    assert curator.decided(tmp_path, "disagreement") not in ("", one)
     # The pipeline answers in another way now; what the person accepted is what stood in the file.
     changed = [replace(row, answer=Answer((), confidence=1.0)) if row.request.id == "half" else row for row in rows]
     half = reviewed(changed, tmp_path)[2]

@@ -48,6 +48,15 @@ def arguments(row: Example) -> dict[str, Any]:
         ("(212) 555-0187", "phone"),
         ("212-867-5309", "phone"),
         ("01.23.45.67.89", "phone"),
+        ("1-800-555-0199", "phone"),
+        ("1 (212) 555-0187", "phone"),
+        ("(212)555-0187", "phone"),
+        ("2128675309", "phone"),
+        ("138 1234 5678", "phone"),
+        ("13812345678", "phone"),
+        ("98765 43210", "phone"),
+        ("9876543210", "phone"),
+        ("612 345 678", "phone"),
         ("4111 1111 1111 1111", "card"),
         ("5500-0000-0000-0004", "card"),
         ("378282246310005", "card"),
@@ -62,7 +71,7 @@ def test_what_is_found_gets_a_stand_in_of_its_own_shape(secret: str, kind: str) 
     instead = arguments(row)["to"]
     assert row.request.text == f"Send it to {instead}, please."
     assert instead != secret
-    assert row.provenance == {"source": "pool", "origin": "a", "made_by": "scrub", "scrubbed": {kind: 2}}
+    assert row.provenance == {"source": "pool", "origin": "a", "changed_by": ["scrub"], "scrubbed": {kind: 2}}
     assert secret not in json.dumps(row.to_json(), ensure_ascii=False)
     if kind in ("phone", "card", "iban"):
         assert re.sub(r"\w", "#", instead) == re.sub(r"\w", "#", secret)
@@ -92,6 +101,9 @@ def test_what_is_found_gets_a_stand_in_of_its_own_shape(secret: str, kind: str) 
         "C::D and std::vector",
         "the kitchen to 70 percent, 0.25 more, 0.0000001 farads",
         "anna will come",
+        "pay 5000000000 or 7250000000 or 600 000 000",
+        "at 1700000000, or 1700000000000",
+        "12 612 345 678 and 700 800 900 000",
         "part no 4111-1111-1111-1112 fails Luhn",
         "включи свет в 21:30, 打开灯 💡",
         "a@b and @home and x@",
@@ -238,3 +250,11 @@ def test_texts_that_are_json_stay_json() -> None:
     assert re.fullmatch(r"ask\n[a-z]+\d{4}@example\.com or\n0555 \d{8}", result["note"])
     assert result["at"] == [1]
     assert new.provenance["scrubbed"] == {"email": 1, "phone": 1}
+
+
+def test_what_an_earlier_curator_noted_stays_and_counts_add_up() -> None:
+    row = example("mail a@b.de or 0151 23456789", [], "a", origin="seed", made_by="expand")
+    (first,) = all_scrubbed([row], kinds=["email"])
+    (second,) = all_scrubbed([first], kinds=["phone"])
+    noted = {"origin": "seed", "made_by": "expand", "changed_by": ["scrub", "scrub"]}
+    assert second.provenance == {**noted, "scrubbed": {"email": 1, "phone": 1}}

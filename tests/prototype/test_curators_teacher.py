@@ -205,8 +205,13 @@ def test_refine_asks_again_with_the_newest_complaint_and_gives_up_at_last(tmp_pa
     assert "the request names no attic" in prompt.messages[-1]["content"]
     (row,), _ = refined([FAILED], tmp_path, "TurnOn area Attic", "TurnOff area Attic")
     assert row is FAILED
-    (row,), _ = refined([FAILED], tmp_path, "~", "~")
-    assert row is FAILED, "no call is nothing that the verifier passes"
+
+
+def test_refine_takes_no_call_for_an_answer(tmp_path: Path) -> None:
+    (row,), teacher = refined([FAILED], tmp_path, "~", "TurnOn area Hall")
+    assert row.answer is not None
+    assert (row.answer.calls, row.verdict) == ((), Verdict("abstain"))
+    assert len(teacher.asked) == 1, "it is not pushed into a call"
 
 
 def test_refine_mends_doubts_only_where_it_is_told_to_and_leaves_gold_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from supertiny.core.methods import Own, own_methods
 from supertiny.core.records import Tool
 from supertiny.core.task import Task
-from supertiny.prototype.demands import context_tokens, mistakes
+from supertiny.prototype.demands import context_tokens, missing_models, mistakes
 from supertiny.prototype.settings import Settings
 from tests.small_task import example, small_task
 
@@ -40,6 +40,7 @@ class {name}:
         return traces
 '''
 SERVER = {"method": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "context_tokens": 3000}
+OPENVINO, LLAMA_CPP = ({"method": name, "model": "smollm2-135m-instruct-q4_1"} for name in ("openvino", "llama_cpp"))
 FREE = {"dollars_per_million_in": 0.0, "dollars_per_million_out": 0.0}
 
 
@@ -61,8 +62,8 @@ def told(settings: Settings, task: Task, own: Own, asks: bool = True) -> list[st
 @pytest.mark.parametrize(
     ("engine", "lacking"),
     [
-        ("openvino", ["best"]),
-        ("llama_cpp", []),
+        (OPENVINO, ["best"]),
+        (LLAMA_CPP, []),
         ({"method": "replay", "source": "x.json"}, ["scored", "best", "sure"]),
         ({**SERVER, **FREE}, ["scored", "best", "sure"]),
         ({**SERVER, **FREE, "logprobs": True}, ["scored", "best"]),
@@ -80,13 +81,13 @@ def test_steps_that_the_engine_cannot_serve(engine: Any, lacking: list[str], own
 
 
 def test_a_step_within_a_step_and_one_with_an_engine_of_its_own(own: Own) -> None:
-    both = {"method": "easy", "engine": "llama_cpp", "steps": ["best"]}
-    (line,) = told(Settings(engine="openvino", steps=(both,), curators=()), small_task(), own)
+    both = {"method": "easy", "engine": LLAMA_CPP, "steps": ["best"]}
+    (line,) = told(Settings(engine=OPENVINO, steps=(both,), curators=()), small_task(), own)
     assert line.startswith("prototype.steps.0.steps.0: best needs ")
     assert "which openvino does not give" in line  # the steps within run with both engines
-    inner = {"method": "easy", "steps": ["best", {"method": "best", "engine": "llama_cpp"}]}
+    inner = {"method": "easy", "steps": ["best", {"method": "best", "engine": LLAMA_CPP}]}
     steps = ({"method": "scored", "engine": {**SERVER, **FREE}}, inner)
-    lines = told(Settings(engine="openvino", steps=steps, curators=()), small_task(), own)
+    lines = told(Settings(engine=OPENVINO, steps=steps, curators=()), small_task(), own)
     assert [line.split(" needs ")[0] for line in lines] == [
         "prototype.steps.0: scored",
         "prototype.steps.1.steps.0: best",
@@ -98,7 +99,7 @@ def test_a_step_within_a_step_and_one_with_an_engine_of_its_own(own: Own) -> Non
 
 def test_a_task_without_execute_and_a_judge_without_guidelines(own: Own, tmp_path: Path) -> None:
     task = replace(small_task(), folder=tmp_path)
-    settings = Settings(engine="openvino", steps=("doing", "judging", "easy"), curators=())
+    settings = Settings(engine=OPENVINO, steps=("doing", "judging", "easy"), curators=())
     doing, judging = told(settings, task, own)
     assert doing.startswith("prototype.steps.0: doing needs execute(request_text, call), which the task does not have")
     assert judging.startswith("prototype.steps.1: judging has no guidelines to judge by (write them into")
@@ -125,6 +126,23 @@ def test_a_server_that_cannot_be_asked(
     assert [line.split(": ")[0] for line in lines] == ["prototype.engine", "prototype.steps.1.engine"]
     assert all(words in line for line in lines)
     assert told(settings, small_task(), own, asks=False) == []
+
+
+def test_models_that_are_nowhere_are_told_wherever_they_are_named(own: Own, tmp_path: Path) -> None:
+    nowhere = {"method": "openvino", "model": "nix"}
+    inner = {"method": "easy", "engine": {**nowhere, "model": "nix-in"}}
+    steps = ({"method": "easy", "engine": nowhere, "steps": [inner, "easy"]},)
+    lines = told(
+        Settings(engine={"method": "llama_cpp", "model": str(tmp_path)}, steps=steps), small_task(), own, False
+    )
+    places = ["prototype.engine", "prototype.steps.0.engine", "prototype.steps.0.steps.0.engine"]
+    assert [line.split(": ")[0] for line in lines] == [f"{place}.model" for place in places]
+    assert [line.split("no model ")[1].split(" (")[0] for line in lines] == [repr(str(tmp_path)), "'nix'", "'nix-in'"]
+    found = missing_models({"optimise.optional.0": steps[0], "optimise.steps.0.1": {"method": "easy"}}, own)
+    assert [str(error).split(": ")[0] for error in found] == [
+        "optimise.optional.0.engine.model",
+        "optimise.optional.0.steps.0.engine.model",
+    ]
 
 
 def test_rows_that_are_longer_than_what_the_model_reads(own: Own) -> None:

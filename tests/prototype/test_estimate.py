@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from supertiny.core.ledger import Ledger
-from supertiny.core.methods import validated
+from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.records import Call, Completion, Example, Grammar, Price, Prompt, Sampling
@@ -18,7 +18,8 @@ from supertiny.core.run import Run
 from supertiny.core.task import Task
 from supertiny.prototype import estimate as estimate_module
 from supertiny.prototype import stage
-from supertiny.prototype.estimate import Estimate, estimate, estimates
+from supertiny.prototype.estimate import Estimate, estimate, estimates, say_corrected
+from supertiny.prototype.rehearsal import StepCalls, _Rehearsal
 from supertiny.prototype.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.small_task import AREAS, example, small_task
@@ -146,6 +147,57 @@ def test_calls_of_other_steps_do_not_tell_how_many_there_are(
     other = validated(Settings, {"engine": ENGINE, "steps": ["fill", "vote"]}, "prototype")
     parts = {row.part: row for row in estimates(other, task, None, ledger, tokens)}
     assert parts["labelling the pool"].calls == 320 * 3
+
+
+def test_after_a_step_is_appended_only_tokens_and_seconds_are_learned(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step's prompts stay what they were; how often the others ask is not in the ledger."""
+    steps: list[Any] = ["retrieve", "fill"]
+    _, ledger, _ = run_stage(task, CountingEngine(turn=25), tmp_path / "a", monkeypatch, steps=steps)
+    steps += [{"method": "vote", "samples": 2}]
+    longer = validated(Settings, {"engine": ENGINE, "steps": steps}, "prototype")
+    before = {row.part: row for row in estimates(longer, task, None, ledger, tokens)}
+    _, other, _ = run_stage(task, CountingEngine(turn=25), tmp_path / "b", monkeypatch, steps=steps)
+    (spent,) = [bill for bill in other.bills() if bill.purpose == "pipeline on the pool"]
+    assert before["labelling the pool"].calls == spent.calls == 320 * 3
+    assert before["labelling the pool"].dollars == pytest.approx(spent.dollars, rel=0.15)
+    again = {row.part: row for row in estimates(longer, task, None, other, tokens)}
+    assert again["labelling the pool"].calls == spent.calls
+
+
+def test_an_embedding_is_one_call_of_its_text_at_the_embedders_price(task: Task) -> None:
+    def on_pool(retrieve: Any) -> Estimate:
+        settings = validated(Settings, {"engine": ENGINE, "steps": [retrieve, "fill"]}, "prototype")
+        return estimates(settings, task, count=tokens)[2]
+
+    embedder = {"model": "m", "base_url": "http://localhost:1/v1", "dollars_per_million_in": 2.0}
+    alone, more = on_pool("retrieve"), on_pool({"method": "retrieve", "embedder": embedder})
+    words = sum(tokens(row.request.text) for row in task.unlabelled)
+    assert more.calls == alone.calls + 320
+    assert more.tokens_in - alone.tokens_in == pytest.approx(words, rel=0.05)
+    assert more.dollars - alone.dollars == pytest.approx(words * 2e-6, rel=0.05)
+
+
+def test_a_score_reads_its_prompt_too_and_a_server_writes_a_token(task: Task) -> None:
+    rehearsal = _Rehearsal(tokens, build("formats", "compact"), {})
+    prompt = Prompt(({"role": "system", "content": "s" * 300}, {"role": "user", "content": "u" * 30}), shared=1)
+    rehearsal.score([prompt] * 3, ["abc", "abcdef", "abcdefghi"], 0)
+    whole = 100 + 10 + 2 * 5 + 3
+    assert rehearsal.taken(1) == StepCalls(3.0, whole + 2, (10 + 5 + 3) / 3 + 2, 1.0, None, scored=True)
+    hosted = estimate_module._part("x", [StepCalls(3.0, 125.0, 8.0, 1.0, scored=True)], 10, None, PRICE)
+    assert hosted.dollars == pytest.approx((30 * 125 * 10 + 30 * 40) / 1e6)
+    assert estimate_module._part("x", [StepCalls(3.0, 125.0, 8.0, 1.0, scored=True)], 10, None, Price()).tokens_out == 0
+
+
+def test_what_lost_tries_may_have_cost_is_said(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, ledger, _ = run_stage(task, CountingEngine(), tmp_path, monkeypatch, steps=["fill"])
+    ledger.change(ledger.lose("pipeline on valid", "x", 2, 0.125, 10))
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "note", said.append)
+    say_corrected(settings, Run(tmp_path, Recipe("x", task.folder, tmp_path, 7), task, ledger, progress))
+    assert said[0].endswith("of it is spent, and at most $0.2500 more on tries without an answer")
 
 
 def test_another_models_calls_tell_nothing(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from supertiny.core.errors import UserError
 from supertiny.core.recipe import read_recipe
 from supertiny.core.records import Grammar, Prompt, Sampling
 from supertiny.prototype import optimise
-from supertiny.prototype.search.recipe_file import _edited, as_yaml, write_into
+from supertiny.prototype.search.recipe_file import _edited, as_yaml, unsaid, write_into
+from supertiny.prototype.settings import Settings
 from tests.fake_engine import FakeEngine
+from tests.small_recipe import SMALLEST
 from tests.small_task import PHRASES, rows, write_task
 
 GOLD = {row["text"]: row["calls"][0] for split in PHRASES for row in rows(split)}
@@ -82,7 +84,9 @@ def test_it_prints_what_it_found_and_what_to_paste(
     assert "  steps: [{method: retrieve, examples: 4}, fill]" in out
     assert recipe.read_text(encoding="utf-8") == before
     found = json.loads((tmp_path / "run" / "optimise.json").read_text(encoding="utf-8"))
-    assert found["chosen"]["prototype"] == {"steps": [{"method": "retrieve", "examples": 4}, "fill"]}
+    chosen = found["chosen"]["prototype"]
+    assert chosen["steps"] == [{"method": "retrieve", "examples": 4}, "fill"]
+    assert (chosen["format"], chosen["wording"]) == ("compact", ""), "the file says all that the pipeline is"
 
 
 def test_it_writes_the_choice_and_nothing_else(
@@ -137,6 +141,34 @@ def test_an_override_that_is_chosen_is_written_too(
         assert status == 0
         assert ("says so already" in out) == known
         assert read_recipe(recipe).sections["prototype"]["steps"] == [{"method": "retrieve", "examples": 4}, "fill"]
+
+
+def test_an_overridden_engine_and_wording_are_written_with_the_steps(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured is what the recipe says afterwards; what it says by itself is not said again."""
+    engine = {"method": "openvino", "model": SMALLEST}
+    overrides = (f"prototype.engine={{method: openvino, model: {SMALLEST}}}", "prototype.wording=Be brief.")
+    for times in range(2):
+        status, out, _ = typed(capsys, "optimise", recipe, *overrides, "--folder", tmp_path / "run", "--write")
+        assert status == 0
+        written = read_recipe(recipe).sections["prototype"]
+        assert (written["engine"], written["wording"], written.get("format")) == (engine, "Be brief.", None)
+        assert ("wording" in out) == (not times)
+
+
+def test_what_a_recipe_says_by_itself_is_not_said_again(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    usual = {"engine": vars(Settings())["engine"], "format": "compact", "wording": ""}
+    block = {**BLOCK, **usual}
+    for text, named in (
+        ("task: a\n", {"engine", "format", "wording"}),
+        ("prototype:\n", {"engine", "format", "wording"}),
+        ("prototype: {format: chat_json}\n", {"engine", "wording"}),
+        ("prototype: {format: {method: compact}, engine: openvino, wording: x}\n", {"format"}),
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert set(block) - set(unsaid(path, block)) == named
 
 
 EDITABLE = {
@@ -205,6 +237,7 @@ def test_the_table_shows_names_with_brackets_as_they_are(capsys: pytest.CaptureF
         "n": 10,
         "seconds": 2.1,
         "dollars": 0.001,
+        "once": {"calls": 200, "seconds": 61.5, "dollars": 0.25},
     }
     entry = {**line, "key": "k", "name": "fill [bold]", "front": True, "against_present": None}
     outcome: dict[str, Any] = {
@@ -221,8 +254,9 @@ def test_the_table_shows_names_with_brackets_as_they_are(capsys: pytest.CaptureF
         "spent": {"calls": 10, "minutes": 1.0, "dollars": 0.0},
         "spent_in_all": {"calls": 10},
     }
-    print_outcome(outcome, Console(width=120))
+    print_outcome(outcome, Console(width=160))
     out = capsys.readouterr().out
     assert "* fill [bold] (the recipe's)" in out
     assert "40.0–60.0" in out
+    assert "61.5 s, $0.25" in out
     assert "nothing is chosen: no reason" in out

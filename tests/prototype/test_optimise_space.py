@@ -105,9 +105,72 @@ def test_a_pipeline_without_each_of_its_steps() -> None:
     assert present(settings("fill")).without_each_step() == []
 
 
+STACK = {"method": "stack", "steps": ["classify", {"method": "retrieve", "examples": 3}, "fill"]}
+
+
+def stacked(*steps: Any) -> dict[str, Any]:
+    return {"method": "stack", "steps": list(steps)}
+
+
+def test_steps_within_others_are_left_out_one_by_one() -> None:
+    three = {"method": "retrieve", "examples": 3}
+    rest = dict(present(settings(STACK, "check")).without_each_step())
+    assert {title: one.steps for title, one in rest.items()} == {
+        "stack(steps=[classify + retrieve(examples=3) + fill])": ("check",),
+        "classify within stack": (stacked(three, "fill"), "check"),
+        "retrieve(examples=3) within stack": (stacked("classify", "fill"), "check"),
+        "fill within stack": (stacked("classify", three), "check"),
+        "check": (STACK,),
+    }
+    alone = present(settings("stack")).without_each_step()
+    assert [(title, one.steps) for title, one in alone] == [
+        ("retrieve within stack", (stacked("fill"),)),
+        ("fill within stack", (stacked("retrieve"),)),
+    ]
+
+
+def test_examples_are_chosen_within_a_step_that_has_steps() -> None:
+    found = candidates(search(steps=[[STACK]], examples=[0, 6]), settings("fill"))
+    six = {"method": "retrieve", "examples": 6}
+    assert [one.steps for one in found] == [
+        ("fill",), (stacked("classify", "fill"),), (stacked("classify", six, "fill"),),
+    ]  # fmt: skip
+    cheap = {"method": "cascade", "engine": "openvino"}
+    found = candidates(search(steps=[[cheap, "check"], [stacked("fill")]], examples=[6]), settings("fill"))
+    assert [one.steps for one in found[1:]] == [
+        ({**cheap, "steps": [six, "fill"]}, "check"),
+        (stacked(six, "fill"),),
+    ], "shown where the answer is written, not before"
+
+
+def test_optional_steps_within_others_are_tried_where_they_stand() -> None:
+    found = candidates(search(examples=[3]), settings(STACK))
+    three = {"method": "retrieve", "examples": 3}
+    tried = [one.steps for one in found]
+    assert (stacked(three, "fill"), "check") in tried
+    assert (STACK, "vote") in tried
+    assert all(str(steps).count("'retrieve'") <= 1 for steps in tried)
+    assert all(str(steps).count("classify") <= 1 for steps in tried)
+
+
+def test_orders_that_cannot_work_are_not_tried() -> None:
+    found = shown(candidates(search(examples=[0]), settings("plan", "execute")))
+    assert {"plan + execute", "plan + execute + vote", "plan"} <= set(found)
+    assert "plan + vote" not in found
+
+
+def test_a_wordings_number_is_its_place_in_the_recipe() -> None:
+    said = search(steps=[["fill"]], wordings=["Be brief.", "Be kind."])
+    every = {one.wording: one.name for one in candidates(said, settings("fill"))}
+    kept = {one.wording: one.name for one in candidates(said, settings("fill"), ["Be kind."])}
+    assert kept == {"": "fill (wording 0)", "Be kind.": "fill (wording 2)"}
+    assert kept.items() <= every.items()
+
+
 @pytest.mark.parametrize(
     ("section", "line"),
     [
+        ({"steps": [["fill", "stack"]]}, "optimise.steps.0.1: stack stands behind fill"),
         ({"steps": []}, "optimise.steps: is empty, so there is nothing to try"),
         ({"steps": [["fill"], []]}, "optimise.steps.1: has no step (list steps"),
         ({"steps": [["fil"]]}, "optimise.steps.0.0: steps has no method 'fil' (did you mean 'fill'?)"),
@@ -123,6 +186,10 @@ def test_a_pipeline_without_each_of_its_steps() -> None:
         ({"selector": "mutual", "wordings": ["a"]}, "optimise.selector: selectors has no method 'mutual'"),
         ({"engines": ["opnvino"]}, "optimise.engines.0: engines has no method 'opnvino' (did you mean 'openvino'?)"),
         ({"engines": [{"method": "openvino", "model": "nix"}]}, "optimise.engines.0.model: there is no model 'nix'"),
+        (
+            {"optional": [{"method": "cascade", "engine": {"method": "openvino", "model": "nix"}, "steps": ["fill"]}]},
+            "optimise.optional.0.engine.model: there is no model 'nix'",
+        ),
         ({"steps": [["fill"]], "examples": list(range(301))}, "pipelines are more than 300 (list fewer"),
         ({"row": 3}, "optimise: there is no setting 'row'"),
         ({"keep": 1}, "optimise.keep: Input should be greater than or equal to 2"),

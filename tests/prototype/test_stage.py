@@ -15,7 +15,7 @@ from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
-from supertiny.core.records import Answer, Call, Completion, Example, Grammar, Price, Prompt, Sampling, Verdict
+from supertiny.core.records import Answer, Call, Completion, Example, Grammar, Price, Prompt, Sampling, Tool, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task, load_task
@@ -66,6 +66,21 @@ def run_stage(task: Task, budget: Budget | None = None, **settings: Any) -> tupl
 
 def read(path: Path) -> list[Example]:
     return [Example.from_json(row) for row in read_rows(path)]
+
+
+def test_values_are_compared_by_the_functions_that_a_request_brings(task: Task) -> None:
+    own = Tool("Pay", "", {"type": "object", "properties": {"sum": {"type": "number"}}})
+    request = replace(task.valid[0].request, id="own", tools=(own,))
+    gold = Example(request, Answer((Call("Pay", {"sum": 5}),)))
+    said = Answer((Call("Pay", {"sum": "5"}),))
+    ledger = Ledger(task.folder / "ledger.sqlite")
+    known = replace(task, pool_gold={"own": (Call("Pay", {"sum": 5}),)})
+    run = Run(task.folder, Recipe("x", task.folder, task.folder, 7), known, ledger, Progress(quiet=True))
+    assert stage._share(run, [gold], [said])[0] == 1.0
+    labelled = replace(gold, answer=said)
+    summary = stage._pool_summary(run, [labelled], [labelled])
+    assert (summary["pool_right_share"], summary["kept_right_share"]) == (1.0, 1.0)
+    ledger.close()
 
 
 def test_what_is_measured_labelled_and_kept(task: Task, engine: FakeEngine) -> None:
@@ -249,7 +264,7 @@ def test_an_estimate_knows_the_price_that_the_recipe_states(task: Task, capsys: 
         said = capsys.readouterr()
         return float((said.out + said.err).strip().rpartition("$")[2])
 
-    rows = estimates(validated(Settings, {"steps": ["fill"]}, "prototype"), task)
+    rows = estimates(validated(Settings, {"steps": ["fill"], "engine": engine}, "prototype"), task)
     tokens_in, tokens_out = (sum(getattr(row, name) for row in rows) for name in ("tokens_in", "tokens_out"))
     stated = last_dollars(dollars_per_million_in=1000, dollars_per_million_out=2000)
     assert stated == pytest.approx((tokens_in * 1000 + tokens_out * 2000) / 1e6, rel=0.01)
@@ -274,7 +289,7 @@ def test_a_teacher_behind_a_server_that_knows_no_grammar_labels_all_the_same(tas
         wire = {"method": "openai", "model": "small-one", "base_url": url}  # the dialect of a hosted model
         settings = validated(Settings, {"steps": ["route", "fill"], "engine": wire}, "prototype")
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        run: Any = SimpleNamespace(ledger=ledger, task=task, seed=7)
+        run: Any = SimpleNamespace(ledger=ledger, task=task, seed=7, progress=Progress(quiet=True))
         opened = open_engine(settings)
         requests = [row.request for row in task.valid]
         plain = plain_of(settings, run, opened, "plain").answer(requests)

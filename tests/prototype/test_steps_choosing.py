@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from supertiny.core.errors import BudgetReached, UserError
@@ -14,7 +16,7 @@ from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build
 from supertiny.core.records import Call, Completion, Grammar, Price, Prompt, Sampling
 from supertiny.prototype.bench import Bench, Trace
-from supertiny.prototype.label_shares import _label_text
+from supertiny.prototype.label_shares import _label_text, _own_shares
 from supertiny.prototype.prompting import function_list
 from supertiny.prototype.teacher import Pipeline
 from tests.fake_engine import FakeEngine
@@ -45,7 +47,7 @@ def test_all_labels_of_all_requests_are_scored_in_one_batch() -> None:
     found, engine = routed({"a": {"TurnOn": -1.0}, "b": {"~": -1.0}, "c": {"Dim": -1.0}})
     assert engine.score_batches == [3 * (len(TOOLS) + 1)]
     assert [(trace.tool, trace.calls) for trace in found] == [("TurnOn", None), ("", ()), ("Dim", None)]
-    assert [trace.asked for trace in found] == [4, 4, 4]
+    assert [trace.asked for trace in found] == [len(TOOLS) + 1] * 3
     assert [trace.raw for trace in found] == ["TurnOn", "~", "Dim"]
 
 
@@ -130,10 +132,51 @@ def test_scores_keep_to_the_budget_and_to_engines_that_can(tmp_path: Path) -> No
         ("compact", "", "~"),
         ("chat_json", "TurnOn", '[{"name": "TurnOn"'),
         ("chat_json", "", "[]"),
+        ("chat_json", "name", '[{"name": "name"'),
+        ("chat_json", "a", '[{"name": "a"'),
+        ("compact", "all on", '"all on"'),
     ],
 )
 def test_a_label_is_what_an_answer_with_it_begins_with(form: str, name: str, text: str) -> None:
     assert _label_text(build("formats", form), name) == text
+
+
+def test_a_name_that_another_begins_with_is_no_likelier_for_that() -> None:
+    """A model that means TurnOnAll is as sure of the letters TurnOn."""
+    given = traces("everything on", "turn on the kitchen")
+    block = {"method": "route", "by": "logprob", "calibrate": False}
+    assert [trace.tool for trace in build("steps", block).run(given, bench())] == ["TurnOnAll", "TurnOn"]
+    kept = build("steps", {**block, "keep": 2}).run(given, bench())
+    assert [trace.candidates[0] for trace in kept] == ["TurnOnAll", "TurnOn"]
+    texts = ["~", "Set", "SetVolume", "SetVolumeRelative", "SetUp"]
+    masses = [0.1, 0.9, 0.8, 0.3, 0.05]
+    assert _own_shares(texts, np.log(masses).tolist()) == pytest.approx([0.1, 0.05, 0.5, 0.3, 0.05])
+    assert _own_shares(["A", "AB"], [-2.0, -1.0]).tolist() == [0.0, 1.0], "tokens need not agree with letters"
+
+
+@pytest.mark.parametrize("by", ["grammar", "logprob"])
+def test_a_route_chooses_among_what_an_earlier_step_left(by: str) -> None:
+    left = ("TurnOff", "Dim")
+    given = [replace(trace, candidates=left) for trace in traces(*map(str, range(9)))]
+    table = Table({str(n): {"TurnOn": -0.1, "TurnOff": -3.0, "Dim": -1.0} for n in range(10)})
+    at = bench(engine=table) if by == "logprob" else bench(lambda *_: "Dim")
+    several = [*given, *traces("9")]
+    found = build("steps", {"method": "route", "by": by, "calibrate": False}).run(several, at)
+    assert [(trace.tool, trace.candidates) for trace in found[:9]] == [("Dim", ())] * 9
+    if by == "logprob":
+        assert table.score_batches == [9 * 3 + len(TOOLS) + 1]
+        assert found[9].tool == "TurnOn", "of which nothing was left out"
+    else:
+        assert engine_of(at).asked[0][2] == Grammar("regex", f"(TurnOff|Dim|{re.escape('~')})")
+        (unknown,) = build("steps", "route").run(given[:1], bench(lambda *_: "Dimm"))
+        assert (unknown.tool, unknown.candidates) == (None, left), "a word that is no function chooses none"
+
+
+def test_text_after_the_end_of_an_answer_is_no_part_of_it() -> None:
+    ended = "TurnOn area Hall" + COMPACT.stop
+    for name in ("fill", "plain"):
+        (found,) = build("steps", name).run(traces("x"), bench(lambda *_: ended))
+        assert (found.calls, found.asked) == ((Call("TurnOn", {"area": "Hall"}),), 1)
 
 
 def drawing(*samples: str) -> tuple[Bench, FakeEngine]:

@@ -12,16 +12,18 @@ import pytest
 
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
-from supertiny.core.records import Call, Request, Tool
+from supertiny.core.records import Answer, Call, Request, Tool
 from supertiny.core.task import load_task
 from supertiny.prototype.bench import Result, Trace
 from supertiny.prototype.steps._executing import told
-from supertiny.prototype.steps._references import plan_problem, resolved, waits_for
+from supertiny.prototype.steps._references import left_after, plan_problem, resolved, waits_for
 from tests.small_task import small_task, write_task
 from tests.step_bench import TASK, answered, bench, engine_of, traces
 
 ON = Call("TurnOn", {"area": "Hall"})
 OFF = Call("TurnOff", {"area": "Attic"})
+PAY = Call("Pay", {"sum": "$5"})
+PAY_ANN = Call("Pay", {"note": "${2}", "to": "Ann"})
 
 
 def doing(hook: Callable[[str, Any], Any], *given: Trace, **settings: Any) -> list[Trace]:
@@ -257,17 +259,35 @@ def test_an_invalid_plan_is_handed_back_once(text: str, problem: str) -> None:
 
 @pytest.mark.parametrize("value", ["$1", "$5", "${1.id}", "say ${5}"])
 def test_a_reference_that_stands_for_nothing_is_never_carried_out(value: str) -> None:
-    """Whoever wrote the calls: another step may have left them."""
     carried: list[Any] = []
     calls = (Call("Meet", {"note": value}), Call("Find", {"name": "Ann"}), Call("Meet", {"note": [{"x": value}]}))
     at = bench(lambda *_: "~", task=replace(TASK, execute=lambda text, call: carried.append(call)))
-    (found,) = build("steps", {"method": "execute", "rounds": 1}).run([answered("x", *calls)], at)
+    plan = replace(answered("x", *calls), planned=True)
+    (found,) = build("steps", {"method": "execute", "rounds": 1}).run([plan], at)
     assert all("$" not in str(call) for call in carried)
     assert {call["name"] for call in carried} <= {"Find", "Meet"}
     assert found.results[0].error
     assert not found.results[1].error
-    (paid,) = build("steps", "execute").run([answered(f"it costs {value}", *calls[:1])], at)
+    said = replace(answered(f"it costs {value}", *calls[:1]), planned=True)
+    (paid,) = build("steps", "execute").run([said], at)
     assert not paid.results[0].error, "what the request says is no reference"
+
+
+def test_calls_that_no_plan_wrote_have_no_references() -> None:
+    """In a shop, $5 is money, whether or not the request writes it so."""
+    carried: list[Any] = []
+    (found,) = doing(lambda text, call: carried.append(call), answered("pay five dollars", PAY, PAY_ANN))
+    assert found.calls == (PAY, PAY_ANN)
+    assert sorted(carried, key=str) == [PAY_ANN.to_json(), PAY.to_json()]
+    assert found.failure == ""
+
+
+def test_a_plan_is_carried_out_once() -> None:
+    found, _ = planned("Find name Ann\nMeet who $1.id", finding)
+    assert not found.planned, "what was carried out is no plan any more"
+    unplanned, _ = planned("Find name Ann\nMeet who $1.id")
+    assert unplanned.planned
+    assert not unplanned.answered("x", Answer()).planned
 
 
 def test_a_request_that_was_routed_to_none_is_not_planned() -> None:
@@ -281,6 +301,49 @@ def test_what_waits_for_a_failure_fails_too() -> None:
     found, _ = planned("Find name Zoe\nMeet who $1.id\nMeet who $2\nFind name Bob\nMeet who $4.age", finding)
     errors = [result.error for result in found.results]
     assert errors == ["KeyError: 'Zoe'", "call 1 failed", "call 2 failed", "", "the result has no part 'age'"]
+
+
+PLAN = "Find name Ann\nFind name Bob\nMeet note for ${2.id}; who $2.id"
+
+
+def test_steps_between_leave_a_plan_as_it_is() -> None:
+    """What a reference becomes is not known yet: no schema and no hook can judge it."""
+    found, at = planned(PLAN)[0], bench(task=small_task([FIND, MEET]))
+    for name in ("check", {"method": "vote", "only_failed": True}):
+        assert build("steps", name).run([found], at) == [found]
+    hooked = replace(at, task=replace(at.task, hook=lambda text, calls: ("fail", "who is that?")))
+    assert hooked.complaint(found) == ""
+    assert not engine_of(at).asked
+    wrong = replace(found, calls=(Call("Meet", {"who": "$4"}),))
+    assert at.complaint(wrong) == "call 1 refers to $4, and there is no call 4"
+    assert "whom" in at.complaint(replace(found, calls=(*(found.calls or ()), Call("Meet", {"whom": "$1"}))))
+    assert at.complaint(replace(found, planned=False)), "of other calls, $2.id is no number"
+
+
+def test_calls_that_others_wait_for_stay_and_numbers_follow() -> None:
+    calls = planned(PLAN)[0].calls or ()
+    assert left_after(calls, {1}, "x") == {
+        2: calls[1],
+        3: Call("Meet", {"note": "for ${1.id}", "who": "$1.id"}),
+    }
+    assert left_after(calls, {2}, "x") == dict(enumerate(calls, 1))
+    assert left_after(calls, {2, 3}, "x") == {1: calls[0]}
+    assert left_after(calls, {1}, "owes $2.id to Ann")[3].arguments["who"] == "$2.id", "what is said is no reference"
+
+
+def test_relevance_drops_no_call_that_a_plan_needs() -> None:
+    from supertiny.prototype.steps.relevance import _without
+
+    found, _ = planned(PLAN)
+    assert _without(found, {"Find"}).calls == (
+        Call("Find", {"name": "Bob"}),
+        Call("Meet", {"note": "for ${1.id}", "who": "$1.id"}),
+    )
+    assert [call.tool for call in _without(found, {"Meet"}).calls or ()] == ["Find", "Find"]
+    done = replace(found, planned=False, results=tuple(Result(call, 1) for call in found.calls or ()))
+    left = _without(done, {"Find"})
+    assert left.calls == (found.calls or ())[2:]
+    assert left.results == done.results[2:]
 
 
 def test_money_is_no_reference() -> None:

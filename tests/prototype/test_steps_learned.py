@@ -172,6 +172,24 @@ class TestMark:
         (nothing,) = run(["mark"], bench(lambda *_: "none"), (Example(NONE),))
         assert nothing.calls == ()
 
+    def test_an_answer_of_several_calls_is_left_alone(self) -> None:
+        """Where labelled rows have one call each, examples say nothing of a request that needs two."""
+        text = "play Ina and weather in Oban"
+        two = (Call("PlayMusic", {"artist": "Ina"}), Call("GetWeather", {"city": "Oban"}))
+        at = bench()
+        given = Trace(Request.from_text(text, "two"), calls=two)
+        assert build("steps", "mark").run([given], at) == [given]
+        assert not asked(at)
+
+    def test_several_lines_are_several_calls_though_no_labelled_row_has_them(self) -> None:
+        text = "play Ina and weather in Oban"
+        said = "PlayMusic: play [Ina](artist) and weather in Oban\nGetWeather: play Ina and weather in [Oban](city)"
+        at = bench(lambda *_: f"{said}\n\nand so on")
+        (trace,) = run(["mark"], at, (Example(Request.from_text(text, "two")),))
+        assert trace.calls == (Call("PlayMusic", {"artist": "Ina"}), Call("GetWeather", {"city": "Oban"}))
+        assert "a line each" in str(asked(at)[0].messages[0]["content"])
+        assert len(asked(at)) == 1, "what comes after a blank line is not written"
+
 
 class TestStack:
     STEPS = ({"method": "classify", "risk": 0.2}, {"method": "retrieve", "examples": 4}, "mark")

@@ -61,7 +61,7 @@ def fake_run(tmp_path: Path, examples: list[Example]) -> SimpleNamespace:
         seed=7,
         recipe=SimpleNamespace(text=recipe, sections={}),
         manifest={"stages": stages, "machine": {"processor": "Test CPU", "cores": 2}, "versions": {"numpy": "2"}},
-        ledger=SimpleNamespace(bills=lambda: bills),
+        ledger=SimpleNamespace(bills=lambda: bills, lost=list),
         progress=SimpleNamespace(task=_quiet, note=lambda text: None),
     )
 

@@ -16,7 +16,7 @@ STAGES = {"prototype": {"seconds": 9999.0}, "transfer": {"seconds": 900.0}, "com
 
 
 def test_one_off_is_calls_and_training_without_the_measuring_on_test() -> None:
-    costs = project_costs(BILLS, STAGES, dollars_per_hour=2.0)
+    costs = project_costs(BILLS, (), STAGES, dollars_per_hour=2.0)
     assert [item["one_off"] for item in costs["items"]] == [True, True, False, True, True]
     assert [item["dollars"] for item in costs["items"]] == pytest.approx([1.0, 0.30, 9.0, 0.5, 0.5])
     assert costs["one_off_call_dollars"] == pytest.approx(1.30)
@@ -24,12 +24,22 @@ def test_one_off_is_calls_and_training_without_the_measuring_on_test() -> None:
     assert costs["one_off_seconds"] == pytest.approx(1800 + 5 + 1800)
 
 
+def test_tries_without_an_answer_are_money_too_and_said_apart() -> None:
+    lost = [Bill("labelling the pool", 3, 0.25, 0.0, 900, 0, 0), Bill("pipeline on test", 1, 0.5, 0.0, 300, 0, 0)]
+    costs = project_costs(BILLS, lost, STAGES, dollars_per_hour=2.0)
+    said = {item["name"]: item for item in costs["items"]}
+    ours = said["labelling the pool: tries without an answer, at most"]
+    assert (ours["calls"], ours["dollars"], ours["one_off"]) == (3, 0.25, True)
+    assert not said["pipeline on test: tries without an answer, at most"]["one_off"]
+    assert costs["one_off_dollars"] == pytest.approx(2.30 + 0.25)
+
+
 def test_a_purpose_that_only_contains_the_letters_of_test_is_counted() -> None:
-    assert project_costs([Bill("latest pool", 1, 1.0, 1, 1, 1, 0)], {}, 0.1)["one_off_dollars"] == 1.0
+    assert project_costs([Bill("latest pool", 1, 1.0, 1, 1, 1, 0)], (), {}, 0.1)["one_off_dollars"] == 1.0
 
 
 def test_break_even_and_its_sensitivity_to_the_teachers_price() -> None:
-    costs = project_costs(BILLS, STAGES, dollars_per_hour=2.0)
+    costs = project_costs(BILLS, (), STAGES, dollars_per_hour=2.0)
     answerers = {"pipeline": {"dollars_per_1000": 2.0}, "artifact": {"dollars_per_1000": 0.1}}
     even = break_even(answerers, costs)
     assert even is not None
@@ -42,7 +52,7 @@ def test_break_even_and_its_sensitivity_to_the_teachers_price() -> None:
 
 
 def test_what_is_not_cheaper_is_never_earned_back() -> None:
-    costs = project_costs(BILLS, STAGES, 2.0)
+    costs = project_costs(BILLS, (), STAGES, 2.0)
     answerers = {"pipeline": {"dollars_per_1000": 0.1}, "artifact": {"dollars_per_1000": 0.1}}
     even = break_even(answerers, costs)
     assert even is not None

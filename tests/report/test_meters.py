@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from supertiny.core.records import Answer, Call, Cost, Example, Request
+from supertiny.core.records import Answer, Call, Cost, Example, Request, Tool
 from supertiny.core.scoring import wilson_interval
 from supertiny.report.meters import NO_CALL, Measurement, cost, figures, function_of, measure, quality
 from supertiny.report.settings import Settings
@@ -52,6 +52,13 @@ def test_argument_f1_is_micro_averaged() -> None:
     assert found["exact"] == 0.0
     assert found["no_call_exact"] == 0.0
     assert found["function_accuracy"] == 0.5
+
+
+def test_values_are_compared_by_the_functions_that_a_request_brings() -> None:
+    own = Tool("pay", "", {"type": "object", "properties": {"sum": {"type": "number"}}})
+    gold = Example(replace(Request.from_text("x", "a"), tools=(own,)), Answer((Call("pay", {"sum": 5}),)))
+    found = quality([Answer((Call("pay", {"sum": "5"}),))], [gold], TOOL_MAP)
+    assert (found["exact"], found["argument_f1"], found["similarity"]) == (1.0, 1.0, 1.0)
 
 
 def test_a_number_written_as_a_string_is_exact_where_the_schema_says_number() -> None:

@@ -11,13 +11,19 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from supertiny.core.records import Message, said
 
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
 GRAM = 5
 SIMILARITY = 0.9
+SYSTEM_ROLES = ("system", "developer")
+"""Who speaks for the one who runs the system; the second is OpenAI's newer word."""
 _PERMUTATIONS = 64
-_CANDIDATE_SLACK = 0.25  # MinHash only proposes pairs, from well below the threshold; the exact similarity decides
+_SLACK = 0.25  # MinHash only proposes pairs, from well below the threshold; the exact similarity decides
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Leak:
 
 def asked_text(messages: Sequence[Message]) -> str:
     """What is compared of a request: all that was said, without the system's words."""
-    return "\n".join(said(m) for m in messages if m.get("role") != "system")
+    return "\n".join(said(m) for m in messages if m.get("role") not in SYSTEM_ROLES)
 
 
 def normalised(text: str) -> str:
@@ -62,39 +68,42 @@ def find_leaks(asked: Mapping[str, str], learned: Mapping[str, str], similarity:
     places: dict[str, str] = {}
     for place, text in learned.items():
         places.setdefault(normalised(text), place)
-    leaks, rest = [], {}
+    index = NearTexts(similarity, places) if similarity < 1 else None
+    leaks, near = [], []
     for place, text in asked.items():
         plain = normalised(text)
         if plain in places:
             leaks.append(Leak(place, places[plain], 1.0, text))
-        else:
-            rest[place] = plain
-    near = _near(rest, places, similarity, asked) if similarity < 1 else []
+        elif index is not None and (found := index.near(plain)):
+            near.append(Leak(place, places[found[0][1]], found[0][0], text))
     return leaks + sorted(near, key=lambda leak: (-leak.similarity, leak.left))
 
 
-def _near(
-    asked: Mapping[str, str], places: Mapping[str, str], similarity: float, texts: Mapping[str, str]
-) -> list[Leak]:
-    from datasketch import MinHashLSH  # slow to import, and needed here alone
+class NearTexts:
+    """A growing index of normalised texts by the Jaccard similarity of their character 5-grams."""
 
-    index = MinHashLSH(threshold=max(0.1, similarity - _CANDIDATE_SLACK), num_perm=_PERMUTATIONS)
-    index_grams = {plain: grams(plain) for plain in places}
-    for plain, sketch in zip(places, _sketches(index_grams.values()), strict=True):
-        index.insert(plain, sketch, check_duplication=False)
-    asked_grams = {place: grams(plain) for place, plain in asked.items()}
-    leaks = []
-    for (place, own), sketch in zip(asked_grams.items(), _sketches(asked_grams.values()), strict=True):
-        found = ((jaccard(own, index_grams[plain]), plain) for plain in index.query(sketch))
-        score, plain = max(found, default=(0.0, ""))
-        if score >= similarity:
-            leaks.append(Leak(place, places[plain], score, texts[place]))
-    return leaks
+    def __init__(self, similarity: float, texts: Iterable[str] = ()) -> None:
+        from datasketch import MinHash, MinHashLSH  # slow to import, and needed here alone
 
+        self.similarity = similarity
+        self._index = MinHashLSH(threshold=max(0.1, similarity - _SLACK), num_perm=_PERMUTATIONS)
+        self._empty = MinHash(num_perm=_PERMUTATIONS, seed=1)
+        self._grams: dict[str, frozenset[str]] = {}
+        for text in texts:
+            self.add(text)
 
-def _sketches(sets: Iterable[frozenset[str]]) -> Iterable[object]:
-    from datasketch import MinHash
+    def add(self, text: str) -> None:
+        if text not in self._grams:
+            self._grams[text] = grams(text)
+            self._index.insert(text, self._sketch(self._grams[text]), check_duplication=False)
 
-    encoded = [[gram.encode() for gram in sorted(one)] for one in sets]
-    sketches: Iterable[object] = MinHash.generator(encoded, num_perm=_PERMUTATIONS, seed=1)
-    return sketches
+    def near(self, text: str) -> list[tuple[float, str]]:
+        """(similarity, text) of all that are near, the nearest first; the same text has 1."""
+        own = grams(text)
+        found = ((jaccard(own, self._grams[other]), other) for other in self._index.query(self._sketch(own)))
+        return sorted((pair for pair in found if pair[0] >= self.similarity), reverse=True)
+
+    def _sketch(self, own: frozenset[str]) -> MinHash:
+        sketch = self._empty.copy()
+        sketch.update_batch([gram.encode() for gram in sorted(own)])
+        return sketch

@@ -19,7 +19,7 @@ from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.files import hash_of
 from supertiny.core.payments import SCHEMA, PaidCall, Payments, Spent, worst_tokens_in
 from supertiny.core.protocols import Done, Engine
-from supertiny.core.records import Completion, Grammar, Prompt, Sampling, TokenScores
+from supertiny.core.records import Completion, Grammar, Price, Prompt, Sampling, TokenScores
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS calls (
     at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 )
 """
+_PIPELINES = "CREATE TABLE IF NOT EXISTS pipelines (steps TEXT PRIMARY KEY)"  # whose calls are in here, by their hash
 Change = tuple[str, Sequence[Any]]
 """A query that changes the file, and its values."""
 _CHUNK = 256  # prompts handed to an engine at once, so that the budget is looked at between
@@ -79,7 +80,7 @@ class Ledger:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
-            for table in (_SCHEMA, *SCHEMA):
+            for table in (_SCHEMA, _PIPELINES, *SCHEMA):
                 self._connection.execute(table)
             self._recorded, self._pending = self._sums()
         except sqlite3.DatabaseError as error:
@@ -101,9 +102,10 @@ class Ledger:
         prompt: Prompt,
         completion: Completion,
         more: Sequence[Change] = (),
+        price: Price | None = None,
     ) -> None:
-        """Records a call that is not there yet, and `more` in the same breath."""
-        dollars = engine.price.dollars(
+        """Records a call that is not there yet, and `more` in the same breath; `price` in place of the engine's."""
+        dollars = (price or engine.price).dollars(
             completion.tokens_in, completion.tokens_out, completion.tokens_cached, completion.seconds
         )
         row = (
@@ -135,16 +137,24 @@ class Ledger:
     def lost(self) -> list[Bill]:
         """By purpose, what may have been billed without an answer that is kept, at its worst; tokens in and out as in.
 
-        These are tries that were cut off or timed out, calls that were under way when a run was killed, and answers
-        that a provider withheld.
+        These are tries that were cut off or timed out, and calls that were under way when a run was killed.
         """
         query = (
             "SELECT purpose, SUM(tries), SUM(dollars), SUM(seconds), SUM(tokens), 0, 0 FROM ("
             "SELECT purpose, tries, dollars, seconds, tokens FROM lost UNION ALL "
-            "SELECT purpose, tries, dollars * tries, 0.0, tokens * tries FROM pending"
+            "SELECT purpose, tries, dollars * tries, 0.0, tokens * tries FROM pending UNION ALL "
+            "SELECT purpose, 0, 0.0, seconds, 0 FROM running"
             ") GROUP BY purpose ORDER BY purpose"
         )
         return [Bill(*row) for row in self.ask(query)]
+
+    def note_steps(self, steps: Any) -> None:
+        """Notes that a pipeline of these steps, as plain values, makes calls."""
+        self.change(("INSERT OR IGNORE INTO pipelines (steps) VALUES (?)", (hash_of(steps),)))
+
+    def holds_only(self, steps: Any) -> bool:
+        """Whether these steps and no others have made calls: then a request takes what it took so far."""
+        return self.ask("SELECT steps FROM pipelines") == [(hash_of(steps),)]
 
     def spent(self) -> Spent:
         """What is recorded, and at its worst what is under way or lost; of engine time what is recorded."""
@@ -152,7 +162,7 @@ class Ledger:
             known, open_ = self._recorded, self._pending
             return Spent(known.dollars + open_.dollars, known.tokens + open_.tokens, known.seconds)
 
-    def add_pending(self, dollars: float, tokens: int) -> None:
+    def add_pending(self, dollars: float, tokens: float) -> None:
         """Counts what a call under way may cost; negative where it has ended."""
         with self._lock:
             self._pending.add(dollars, tokens)
@@ -230,6 +240,7 @@ class Ledger:
         recorded = summed("SELECT SUM(dollars), SUM(tokens_in + tokens_out), SUM(seconds) FROM calls")
         lost = summed("SELECT SUM(dollars), SUM(tokens), SUM(seconds) FROM lost")
         recorded.add(lost.dollars, lost.tokens, lost.seconds)
+        recorded.add(0.0, 0, summed("SELECT 0.0, 0, SUM(seconds) FROM running").seconds)
         return recorded, summed("SELECT SUM(dollars * tries), SUM(tokens * tries), 0.0 FROM pending")
 
 

@@ -77,6 +77,16 @@ def model_of(name: str) -> Model:
     return known[name]
 
 
+def absent_models(named: Mapping[str, str]) -> list[UserError]:
+    """Of models by the places that name them, those that are neither in the catalogue nor a file or folder here."""
+    known = catalogue()
+    return [
+        UserError(f"{place}: there is no model {name!r}", nearest_word(name, known))
+        for place, name in named.items()
+        if name not in known and not Path(name).is_file() and not (Path(name) / "config.json").is_file()
+    ]
+
+
 def path_of(name: str, progress: Progress | None = None, note: Note | None = None) -> Path:
     """A verified local file of the model, fetched if it is not there. Raises UserError."""
     model = model_of(name)

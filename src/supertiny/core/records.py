@@ -124,6 +124,10 @@ class TokenScores:
     """(T, k) their natural-log probabilities over the full vocabulary."""
     token_logprobs: np.ndarray
     """(T,) log-probabilities of the continuation's own tokens."""
+    tokens_in: int = 0
+    """Tokens that were read, the prompt's with them; 0 where that is not said."""
+    tokens_out: int = 0
+    """Tokens that a server writes besides, and bills."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,8 @@ class Completion:
     logprob: float | None = None
     """Sum of natural-log probabilities of the written tokens, where the engine knows it."""
     finish: Literal["stop", "length", "error"] = "stop"
+    scored: int | None = None
+    """Tokens of a given text, where that was scored and nothing was written."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from supertiny.core.errors import UserError, UserErrors, nearest_word
 from supertiny.core.files import write_json, write_rows, write_text
+from supertiny.core.leaks import SYSTEM_ROLES
 from supertiny.core.records import Call, Message, Tool, said
 from supertiny.core.tables import SHOWN, Table
 from supertiny.core.task_rows import SPLITS
@@ -25,6 +26,7 @@ from supertiny.core.verifying import schema_problem
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 TEXT, LABEL, CALLS, TOOLS, CHATS = "text", "label", "calls", "tools", ("messages", "conversations")
+OLD_TOOLS = "functions"  # OpenAI's word for them in logs of before tool_calls
 # ShareGPT's words for who speaks; OpenAI's own stand for themselves.
 _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 _CLASSIFICATION = "Say which of the labels the user's text has: call classify with this label."
@@ -93,9 +95,11 @@ def new_task(
     The same request is taken once, with its first answer, and near-duplicates stay on one side of the splits. Rows of
     `test` are the task's test where they are given, and what is nearly the same as they stands in no other split.
     A system message that all conversations begin with becomes the task's description.
-    Functions are those that the rows bring along, and are inferred from the calls where they bring none. Raises
-    UserErrors with the place of every row that cannot be read, or whose answer its own functions refuse, and with the
-    nearest word for a missing column; `skip_broken` leaves such rows out.
+    Functions are those that the rows bring along, and are inferred from the calls where they bring none; they stay
+    with their rows where rows bring different ones. A row's provenance says where it came from; what a row of a task
+    or run of ours says of itself stays. Raises UserErrors with the place of every row that cannot be read, or whose
+    answer its own functions, or those of other rows, refuse, and with the nearest word for a missing column;
+    `skip_broken` leaves such rows out.
     """
     _check_free(folder)
     tables = [table] if test is None else [table, test]
@@ -106,7 +110,8 @@ def new_task(
         splits = shared_out(rows, seed, table.source, sizes, _label, hidden)
         return _write(folder, splits, tools, _CLASSIFICATION)
     told = "" if columns.text else _taken_out(rows + hidden)
-    brought = _tools_of(rows + hidden, keep=bool(columns.calls))
+    brought = _brought(rows + hidden)
+    _take_out_shared(rows + hidden)
     splits = shared_out(rows, seed, table.source, sizes, test=hidden)
     calls = {split: [Call.from_json(call) for row in splits[split] for call in row["calls"]] for split in SPLITS}
     if not any(calls.values()):
@@ -171,17 +176,43 @@ def _rows(tables: Sequence[Table], columns: Columns, skip_broken: bool) -> tuple
     cells = [row for table in tables if not table.typed for row in table.rows]
     as_text = {name: _are_text(row[name] for row in cells) for name in columns.arguments}
     errors: list[UserError] = []
-    read: tuple[list[TaskRow], list[TaskRow]] = ([], [])
-    for table, rows in zip(tables, read, strict=False):
+    placed: list[list[tuple[str, TaskRow]]] = []
+    for table in tables:
+        placed.append([])
         for place, row in zip(table.places, table.rows, strict=True):
             try:
-                rows.append(_row_of(row, columns, as_text if not table.typed else None))
+                read = _row_of(row, columns, as_text if not table.typed else None)
+                placed[-1].append((place, _of_itself(row, place) | read))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 errors.append(UserError(f"{place}: {_told(error)}"))
+    brought = _brought([row for some in placed for _, row in some])
+    rows, hidden = (
+        [row for place, row in some if _is_allowed(place, row, brought, errors)] for some in [*placed, []][:2]
+    )
     if errors and not skip_broken:
         last = UserError(f"{tables[0].source}: {len(errors)} broken rows in all", "--skip-broken leaves them out")
         raise UserErrors([*errors[:SHOWN], last])
-    return read
+    given = Counter(row.get("id") for row in rows + hidden)
+    for row in rows + hidden:
+        if given[row.get("id")] > 1:
+            row.pop("id", None)
+    return rows, hidden
+
+
+def _of_itself(row: Mapping[str, Any], place: str) -> TaskRow:
+    """What a row of a task or run of ours says beside its request and calls; and of every row, where it stands."""
+    own = row.get("provenance")
+    kept = {name: row[name] for name in ("id", "text_answer") if isinstance(row.get(name), str) and row[name]}
+    return {**kept, "provenance": {"from": place, **(own if isinstance(own, Mapping) else {})}}
+
+
+def _is_allowed(place: str, row: TaskRow, brought: Mapping[str, Tool], errors: list[UserError]) -> bool:
+    """Whether the functions that other rows bring along allow the calls of a row that brings none; told if not."""
+    calls = [Call.from_json(call) for call in row["calls"] if TOOLS not in row and call["name"] in brought]
+    problem = next(filter(None, (schema_problem(call, brought) for call in calls)), "")
+    if problem:
+        errors.append(UserError(f"{place}: {problem}"))
+    return not problem
 
 
 def _told(error: Exception) -> str:
@@ -196,12 +227,12 @@ def _row_of(row: Mapping[str, Any], columns: Columns, as_text: Mapping[str, bool
     Raises KeyError, TypeError, ValueError or AttributeError where it cannot be read.
     """
     if not columns.text:
-        return _with_tools(_conversation(row), row)
+        return _with_tools(_conversation(row), row.get(TOOLS) or row.get(OLD_TOOLS))
     text = row.get(columns.text)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the column {columns.text!r} holds no text: {text!r}")
     if columns.calls:
-        return _with_tools({"text": text, "calls": _calls(row.get(columns.calls))}, row)
+        return _with_tools({"text": text, "calls": _calls(row.get(columns.calls))}, row.get(TOOLS))
     if columns.label:
         label = row.get(columns.label)
         if label is None or isinstance(label, list | dict) or not str(label).strip():
@@ -239,9 +270,9 @@ def _calls(value: Any) -> list[dict[str, Any]]:
     return [Call.from_json(call).to_json() for call in listed]
 
 
-def _with_tools(written: TaskRow, row: Mapping[str, Any]) -> TaskRow:
+def _with_tools(written: TaskRow, given: Any) -> TaskRow:
     """A task's row with the functions that the table's row brings along, which must allow its calls."""
-    tools = read_tools(row.get(TOOLS))
+    tools = read_tools(given)
     known = {tool.name: tool for tool in tools}
     for call in written["calls"] if known else ():
         problem = schema_problem(Call.from_json(call), known)
@@ -253,7 +284,7 @@ def _with_tools(written: TaskRow, row: Mapping[str, Any]) -> TaskRow:
 def _conversation(row: Mapping[str, Any]) -> TaskRow:
     """`messages`, `calls` and, where it calls nothing, `text_answer` of OpenAI's `messages` or ShareGPT's turns.
 
-    What stood before the answer is the request.
+    What stood before the answer is the request; of a row of ours, whose calls stand beside them, all messages are.
     """
     messages = row.get("messages")
     if messages is None and isinstance(row.get("conversations"), list):
@@ -261,8 +292,15 @@ def _conversation(row: Mapping[str, Any]) -> TaskRow:
         messages = system + [_of_sharegpt(turn) for turn in row["conversations"]]
     if not isinstance(messages, list):
         raise ValueError("has no messages")
-    if row.get("tool_calls") is not None:  # the answer stands beside the messages
-        messages = [*messages, {"role": "assistant", "tool_calls": row["tool_calls"]}]
+    if row.get("tool_calls") is not None or isinstance(row.get("function_call"), Mapping):
+        beside = {key: row.get(key) for key in ("tool_calls", "function_call")}  # the answer beside the messages
+        messages = [*messages, {"role": "assistant", "content": "", **beside}]
+    messages = _with_tool_calls(messages)
+    if isinstance(row.get(CALLS), list) and messages and messages[-1]["role"] != "assistant":
+        by = row.get("answer")
+        if isinstance(by, Mapping) and not by.get("readable", True):
+            raise ValueError("its answer could not be read by whoever asked for it")
+        return {"messages": messages, "calls": _calls(row[CALLS])}
     roles = [message["role"] for message in messages]
     asked = max((n for n, role in enumerate(roles) if role == "user" and "assistant" in roles[n:]), default=None)
     if asked is None:
@@ -270,8 +308,27 @@ def _conversation(row: Mapping[str, Any]) -> TaskRow:
     place = roles.index("assistant", asked)
     answer = messages[place]
     calls = [Call.from_json(call).to_json() for call in answer.get("tool_calls") or ()]
+    words = said(answer) or str(answer.get("refusal") or "")
+    if not calls and not words and answer.get("content") is None:
+        raise ValueError("the assistant's answer has neither content nor calls")
     written: TaskRow = {"messages": messages[:place], "calls": calls}
-    return written if calls or not answer.get("content") else {**written, "text_answer": said(answer)}
+    return written if calls or not words else {**written, "text_answer": words}
+
+
+def _with_tool_calls(messages: Sequence[Message]) -> list[Message]:
+    """Messages of before tool_calls in today's words: `function_call`, and the role `function` for its result."""
+    written: list[Message] = []
+    last = ""
+    for number, message in enumerate(messages):
+        call = message.get("function_call")
+        if isinstance(call, Mapping):
+            last = f"call{number:05}"
+            rest = {key: value for key, value in message.items() if key not in ("function_call", "tool_calls")}
+            message = {**rest, "tool_calls": [{"id": last, "type": "function", "function": dict(call)}]}
+        elif message.get("role") == "function":
+            message = {**message, "role": "tool", "tool_call_id": last}
+        written.append(message)
+    return written
 
 
 def _taken_out(rows: Sequence[TaskRow]) -> str:
@@ -280,7 +337,7 @@ def _taken_out(rows: Sequence[TaskRow]) -> str:
     It says what the task is: the teacher is told once, and the student, which learns it, never.
     """
     firsts = {json.dumps(row["messages"][0], sort_keys=True) for row in rows}
-    if len(firsts) != 1 or rows[0]["messages"][0]["role"] not in ("system", "developer"):
+    if len(firsts) != 1 or rows[0]["messages"][0]["role"] not in SYSTEM_ROLES:
         return ""
     description = said(rows[0]["messages"][0])
     for row in rows:
@@ -296,16 +353,17 @@ def _of_sharegpt(turn: Mapping[str, Any]) -> Message:
     return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
-def _tools_of(rows: Sequence[TaskRow], keep: bool) -> dict[str, Tool]:
-    """The functions that rows bring along, by name, taken out of the rows where all bring the same.
+def _brought(rows: Sequence[TaskRow]) -> dict[str, Tool]:
+    """The functions that rows bring along, by name; of several with one name the first."""
+    return {tool.name: tool for row in reversed(rows) for tool in map(Tool.from_openai, row.get(TOOLS, ()))}
 
-    They are the task's then, and those of conversations always; `keep` leaves them with their rows where they differ.
-    """
-    tools = {tool.name: tool for row in reversed(rows) for tool in map(Tool.from_openai, row.get(TOOLS, ()))}
-    if not keep or all(row.get(TOOLS) == rows[0].get(TOOLS) for row in rows):
+
+def _take_out_shared(rows: Sequence[TaskRow]) -> None:
+    """Takes the functions out of the rows where all bring the same, in whatever order: they are the task's then."""
+    own = [{tool["function"]["name"]: tool for tool in row.get(TOOLS, ())} for row in rows]
+    if all(tools == own[0] for tools in own):
         for row in rows:
             row.pop(TOOLS, None)
-    return tools
 
 
 def _classifier(column: str, rows: Sequence[TaskRow], source: str) -> Tool:

@@ -20,18 +20,24 @@ INTEGER, NUMBER = "integer", "number"
 
 
 def read_tools(value: Any) -> list[Tool]:
-    """Functions that a row brings along: a list in OpenAI's format, the same as JSON text, or nothing.
+    """Functions that a row brings along: a list in OpenAI's format, it or its parameters as JSON text, or nothing.
 
     Types that are named as Python names them are put into JSON Schema's words. Raises ValueError where one is none.
     """
     listed = json.loads(value) if isinstance(value, str) and value.strip() else value or []
     if not isinstance(listed, list):
         raise ValueError(f"tools must be a list; found {type(listed).__name__}")
-    tools = [Tool.from_openai(with_known_types(tool)) for tool in listed]
+    tools = [Tool.from_openai(with_known_types(_with_parameters(tool))) for tool in listed]
     problem = next(filter(None, map(check_schema, tools)), "")
     if problem:
         raise ValueError(problem)
     return tools
+
+
+def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function", tool)
+    parameters = function.get("parameters")
+    return {**function, "parameters": json.loads(parameters or "{}")} if isinstance(parameters, str) else tool
 
 
 def tools_from(labelled: Path) -> list[Tool]:

@@ -196,7 +196,8 @@ class LlamaEngine:
         logprobs = np.stack(found) if found else np.empty((0, self._model.vocabulary), np.float32)
         ids = np.argsort(-logprobs, axis=-1, kind="stable")[:, :top]
         own = logprobs[np.arange(len(continuation)), continuation] if continuation else np.empty(0, np.float32)
-        return TokenScores(np.array(continuation, np.int64), ids, np.take_along_axis(logprobs, ids, -1), own)
+        best = np.take_along_axis(logprobs, ids, -1)
+        return TokenScores(np.array(continuation, np.int64), ids, best, own, len(tokens))
 
 
 def _common(rows: list[list[int]]) -> int:

@@ -1,13 +1,15 @@
 """A provider's batch API: prompts go up as one file, answers come back within a day, at a discount.
 
-A batch carries a token of ours in its metadata, and the account notes the token before the batch is made. So a run that
-was killed finds its batch again, whenever it was killed, and pays nothing twice.
+The account notes that a call is to go into a batch before anything is sent, and before the batch is made a token of
+ours, which it carries in its metadata. So a run that was killed finds its batch again, whenever it was killed, and pays
+nothing twice. A batch that the provider has forgotten is ordered anew, and may be paid again.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,15 +17,16 @@ from typing import Any
 import httpx
 
 from supertiny.core.errors import BudgetReached, UserError
-from supertiny.core.payments import Payments
+from supertiny.core.payments import UNORDERED, Payments
 from supertiny.engines._openai_calls import Caller, Send, Session
+from supertiny.engines._openai_refusals import NotFoundError
 from supertiny.engines._openai_wire import MalformedError
 
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _MOST_ROWS, _MOST_BYTES = 20_000, 90_000_000  # of one file; OpenAI takes 50,000 and 200 MB
 _POLL_SECONDS = 30.0
 _OURS = "supertiny"
-_UNMADE = "?"  # before the token of a batch of which it is not known yet whether it was made
+_UNMADE = UNORDERED  # before the token of a batch of which it is not known yet whether it was made
 Asked = tuple[str, Mapping[str, Any]]
 """Path and body of a completion."""
 Tell = Callable[[int, Any], None]
@@ -46,14 +49,14 @@ class Batches:
 
         Raises UserError, with what is done told before.
         """
-        async with self._caller.session(None, at_once=2) as session:  # looks a batch up while it orders one
+        async with self._caller.session(self._payments, at_once=2) as session:  # looks a batch up while it orders one
             await self._collect(session, range(len(asked)))
             while orders and (todo := [index for index in range(len(asked)) if index not in self._told]):
                 worst = max(todo, key=lambda index: self._failures[index])
                 if self._failures[worst] > self._caller.settings.retries:
                     raise UserError(
                         f"{self._caller.base_url}: a request of a batch failed {self._failures[worst]} times: "
-                        f"{self._reasons.get(worst, 'no reason given')}",
+                        f"{self._caller.shown(self._reasons.get(worst, 'no reason given'))}",
                         "run again, or set batch: false; what is done is not paid again",
                     )
                 failed = self._failures.total()
@@ -71,14 +74,31 @@ class Batches:
         for index in indexes:
             if batch := self._payments.batch_of(index):
                 batches.setdefault(batch, []).append(index)
+        self._forget(batches.pop(UNORDERED, ()))
         for batch, members in batches.items():
             name = await self._find(session, batch[1:]) if batch.startswith(_UNMADE) else batch
             if name:
                 self._payments.put_into(name, members)
-                await self._read(session, await self._ended(session, name), members)
+                await self._collect_one(session, name, members)
             else:
                 for index in members:
                     self._fail(index, "the batch was never made")
+
+    async def _collect_one(self, session: Session, name: str, members: Sequence[int]) -> None:
+        """Waits for a batch and reads it; where it, or a file of it, is gone, its members may go into another."""
+        try:
+            await self._read(session, await self._ended(session, name), members)
+        except NotFoundError as gone:
+            left = [index for index in members if self._payments.batch_of(index) == name]
+            words = f"batch {name} is gone; its {len(left)} requests are sent again and may be billed twice"
+            warnings.warn(f"{words}: {gone.problem}", stacklevel=2)
+            for index in left:
+                self._fail(index, f"batch {name} is gone", billed=True)
+
+    def _forget(self, indexes: Sequence[int]) -> None:
+        """Calls whose batch was never ordered are never billed."""
+        for index in indexes:
+            self._payments.end(index, billed=False)
 
     def _taken(self, todo: Sequence[int]) -> tuple[list[int], BudgetReached | None]:
         """Calls that the budget has room for, all at their worst; with the reason where no more may ever go."""
@@ -86,7 +106,7 @@ class Batches:
         taken: list[int] = []
         for index in todo:
             try:
-                if self._payments.begin(index) is None:
+                if self._payments.begin(index, UNORDERED) is None:
                     break  # what is taken goes first; the rest may fit when its price is known
             except BudgetReached as reached:
                 return taken, reached
@@ -98,9 +118,7 @@ class Batches:
             for path, part in _parts(asked, taken):
                 await self._make(session, path, {index: asked[index][1] for index in part})
         except UserError:
-            for index in taken:
-                if not self._payments.batch_of(index):  # never ordered, so never billed
-                    self._payments.end(index, billed=False)
+            self._forget([index for index in taken if self._payments.batch_of(index) == UNORDERED])
             raise
 
     async def _make(self, session: Session, path: str, bodies: Mapping[int, Mapping[str, Any]]) -> None:

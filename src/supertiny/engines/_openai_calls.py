@@ -14,7 +14,15 @@ import httpx
 
 from supertiny.core.errors import UserError
 from supertiny.core.payments import Payments
-from supertiny.engines._openai_refusals import API_ADDRESS, is_page, not_found, refusal, said
+from supertiny.engines._openai_refusals import (
+    API_ADDRESS,
+    is_page,
+    not_found,
+    refusal,
+    said,
+    shortened,
+    without_key,
+)
 from supertiny.engines._openai_waits import asked_wait, quota_pause
 from supertiny.engines._openai_wire import FailedTryError, MalformedError
 
@@ -22,10 +30,12 @@ if TYPE_CHECKING:
     from supertiny.engines.openai import OpenAI
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_NO_ROOM = frozenset({429, 503, 529})
 # A gateway that gave up waiting does not know whether the model behind it went on.
 _PERHAPS_BILLED = frozenset({408, 502, 504})
-_LONGEST_BACKOFF_SECONDS = 60.0
+_LONGEST_BACKOFF_SECONDS, _LEAST_PAUSE_SECONDS = 60.0, 0.1
 _CONNECTED_SECONDS = 15.0  # a server that is not there within them is not there
+_TICK_SECONDS = 0.2  # of time that a kill may make forgotten
 T = TypeVar("T")
 Send = Callable[[httpx.AsyncClient, Mapping[str, str]], Awaitable[httpx.Response]]
 
@@ -37,6 +47,8 @@ class Session:
         self.free = list(clients)
         self.payments = payments
         self.not_before = 0.0
+        self.pause_seconds = 0.0  # that a refusal brings; 0 where the last try was none
+        self.refused_at = float("-inf")
         self.failed = False
         self.ended = asyncio.Event()
 
@@ -44,6 +56,19 @@ class Session:
         """A call has ended: those that wait for room in the budget look again."""
         self.ended.set()
         self.ended = asyncio.Event()
+
+    def refuse(self, started: float, now: float, asked_seconds: float, first_seconds: float) -> None:
+        """A try found no room: none begins for a while, which doubles with each refusal of one that had waited."""
+        if started > self.refused_at:
+            first_seconds = max(first_seconds, _LEAST_PAUSE_SECONDS)
+            self.pause_seconds = min(2 * self.pause_seconds or first_seconds, _LONGEST_BACKOFF_SECONDS)
+            self.refused_at = now
+        self.not_before = max(self.not_before, now + asked_seconds + self.pause_seconds / 2)
+
+    def answer(self, started: float) -> None:
+        """A try was let in: there is room again, unless it went before the last refusal."""
+        if started > self.refused_at:
+            self.pause_seconds = 0.0
 
 
 class Caller:
@@ -89,19 +114,26 @@ class Caller:
 
     @asynccontextmanager
     async def session(self, payments: Payments | None, at_once: int) -> AsyncIterator[Session]:
-        """A session of so many clients; their connections are closed when its block ends.
+        """A session of so many clients; their connections are closed when its block ends, and till then time is kept.
 
         A client for each request under way: one client for all looks through all its connections at every turn.
         """
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        verify = httpx.create_ssl_context() if self.base_url.startswith("https") else False
+        verify = httpx.create_ssl_context() if httpx.URL(self.base_url).scheme == "https" else False
         limits = httpx.Timeout(None, connect=_CONNECTED_SECONDS)  # `_try` ends what takes too long
         async with AsyncExitStack() as opened:
             clients = [
                 await opened.enter_async_context(httpx.AsyncClient(headers=headers, timeout=limits, verify=verify))
                 for _ in range(at_once)
             ]
+            if payments is not None:
+                keeping = asyncio.create_task(_keep_time(payments))
+                opened.callback(keeping.cancel)
             yield Session(clients, payments)
+
+    def shown(self, value: object, most: int = 300) -> str:
+        """What may be shown of what a server said: short, and without the key."""
+        return shortened(without_key(str(value), self._key), most)
 
     async def post(
         self,
@@ -132,15 +164,18 @@ class Caller:
 
         A broken answer is asked for again under its key: a provider that honours it sends the answer anew, and bills
         it once. One that keeps what is broken would send that for ever, so where nothing else came, the last try has a
-        new key; it may be paid a second time. Raises UserError, among them BudgetReached.
+        new key; it may be paid a second time. A server without room is none that fails: for `longest_wait_seconds` in
+        all its refusals are no tries. Raises UserError, among them BudgetReached.
         """
         payments, retries, broken = session.payments if paid else None, self.settings.retries, 0
-        for number in range(retries + 1):
-            await self._wait_for_turn(session, payments)
+        number, refusals, first_refused = 0, 0, float("inf")
+        while True:
+            await self._wait_for_turn(session, index, payments)
             key = await _allowed(session, payments, index) if payments else ""
             started = self.clock()
             try:
                 response = await self._try(session, url, send, {"Idempotency-Key": key} if key else {}, payments)
+                session.answer(started)
                 return read(response, self.clock() - started)
             except FailedTryError as error:
                 failed = error
@@ -152,31 +187,47 @@ class Caller:
             if payments:
                 payments.end(index, failed.billed, new_key=broken > number >= retries - 1)
                 session.tell_ended()
+            if failed.refused:
+                session.refuse(started, self.clock(), self._asked(failed, url), self.settings.backoff_seconds)
+                first_refused = min(first_refused, self.clock())
+                if self.clock() < first_refused + self.settings.longest_wait_seconds and not session.failed:
+                    refusals += 1
+                    continue
             if number == retries or session.failed:
-                raise UserError(
-                    f"{url}: {failed}; given up after {number + 1} tries",
-                    "is the server well, and are base_url and timeout_seconds right? Run again: nothing is lost",
-                ) from failed
-            seconds = self._wait(index, number, failed.wait_seconds, url)
+                raise self._given_up(url, failed, number + refusals + 1) from failed
+            seconds = self._wait(index, number, failed, url)
             await self.sleep(min(seconds, max(0.0, payments.seconds_left())) if payments else seconds)
-        raise AssertionError("the last try either returns or raises")
+            number += 1
 
-    def _wait(self, index: int, number: int, asked_seconds: float, url: str) -> float:
-        if asked_seconds > self.settings.longest_wait_seconds:
+    def _given_up(self, url: str, failed: FailedTryError, tries: int) -> UserError:
+        return UserError(
+            f"{url}: {self.shown(failed)}; given up after {tries} tries",
+            "is the server well, and are base_url and timeout_seconds right? Run again: nothing is lost",
+        )
+
+    def _asked(self, failed: FailedTryError, url: str) -> float:
+        """Seconds that the server asks to wait. Raises UserError where they are too many."""
+        if failed.wait_seconds > self.settings.longest_wait_seconds:
             raise UserError(
-                f"{url}: the server asks to wait {asked_seconds:.0f} seconds",
+                f"{url}: the server asks to wait {failed.wait_seconds:.0f} seconds",
                 "run again later, or raise longest_wait_seconds",
             )
+        return failed.wait_seconds
+
+    def _wait(self, index: int, number: int, failed: FailedTryError, url: str) -> float:
         most = min(self.settings.backoff_seconds * 2**number, _LONGEST_BACKOFF_SECONDS)
         # Drawn from zero up: clients that were refused together do not come back together.
-        return asked_seconds + Random(f"{self.settings.seed}:{index}:{number}").uniform(0, most)
+        return self._asked(failed, url) + Random(f"{self.settings.seed}:{index}:{number}").uniform(0, most)
 
-    async def _wait_for_turn(self, session: Session, payments: Payments | None) -> None:
-        while (seconds := session.not_before - self.clock()) > 0:
-            left = payments.seconds_left() if payments else seconds
+    async def _wait_for_turn(self, session: Session, index: int, payments: Payments | None) -> None:
+        while (seconds := session.not_before - self.clock()) > 0 and not session.failed:
+            spread = Random(f"{self.settings.seed}:{index}:{session.pause_seconds}").uniform(
+                0, session.pause_seconds / 2
+            )
+            left = payments.seconds_left() if payments else seconds + spread
             if left <= 0:
                 return  # asking for the next try says so
-            await self.sleep(min(seconds, left))
+            await self.sleep(min(seconds + spread, left))
 
     async def _try(
         self, session: Session, url: str, send: Send, headers: Mapping[str, str], payments: Payments | None
@@ -192,7 +243,7 @@ class Caller:
             async with asyncio.timeout(seconds):
                 response = await send(client, headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            words = str(error) or type(error).__name__
+            words = self.shown(error) or type(error).__name__
             if not self._heard:
                 where = urlsplit(url).netloc
                 raise UserError(
@@ -214,7 +265,7 @@ class Caller:
         status = response.status_code
         if status in _BUSY and "insufficient_quota" not in response.text:
             words = f"HTTP status {status}: {said(response, self._key)}"
-            raise FailedTryError(words, status in _PERHAPS_BILLED, asked_wait(response.headers))
+            raise FailedTryError(words, status in _PERHAPS_BILLED, asked_wait(response.headers), status in _NO_ROOM)
         if status == 404:
             raise not_found(response, self._key, self.settings.model, await self._models(session))
         if status != 200:
@@ -228,7 +279,7 @@ class Caller:
         try:
             got = response.json()
         except ValueError as error:
-            raise MalformedError(f"a body that is not JSON: {response.text[:80]!r}") from error
+            raise MalformedError(f"a body that is not JSON: {self.shown(response.text, 80)!r}") from error
         if isinstance(got, dict) and got.get("error") and "choices" not in got:
             raise FailedTryError(f"an error in place of an answer: {said(response, self._key)}", billed=False)
         return got
@@ -240,6 +291,12 @@ class Caller:
             return [str(entry["id"]) for entry in listed["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
+
+
+async def _keep_time(payments: Payments) -> None:
+    while True:
+        payments.keep_time()
+        await asyncio.sleep(_TICK_SECONDS)
 
 
 async def _allowed(session: Session, payments: Payments, index: int) -> str:

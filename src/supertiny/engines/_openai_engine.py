@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ class ServerEngine:
     def __init__(self, settings: OpenAI, key: str, price: Price) -> None:
         self.caller = Caller(settings, key)
         self.price = price
+        self.batch_price = price if settings.batch else price.times(settings.batch_discount)
+        self.more_tokens = len(json.dumps(dict(settings.extra_body)).encode()) if settings.extra_body else 0
         self._settings = settings
         self._in_batches = settings.batch
         self._understood = False
@@ -129,10 +132,21 @@ class ServerEngine:
         return [read[index] for index in range(len(asked))]
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
-        """Log-probabilities of each continuation; of the servers, vLLM can.
+        """Log-probabilities of each continuation; of the servers, vLLM can. Outside any account.
 
         Raises UserError for another dialect.
         """
+        return self.score_paid(prompts, continuations, top, lambda index, scores: None, None)
+
+    def score_paid(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[str],
+        top: int,
+        done: Callable[[int, TokenScores], None],
+        payments: Payments | None,
+    ) -> list[TokenScores]:
+        """As `score`, with an account that is asked before each try; `done` hears of each as soon as it is there."""
         if self._wire.dialect != "vllm":
             raise UserError(
                 f"a server of dialect {self._wire.dialect!r} cannot score a given text",
@@ -150,9 +164,11 @@ class ServerEngine:
             def read(response: httpx.Response, _: float) -> TokenScores:
                 return read_prompt_scores(self.caller.json_of(response), begin, whole, max(top, 1))
 
-            return await self.caller.post(session, index, url, body, read)
+            scores = await self.caller.post(session, index, url, body, read, paid=payments is not None)
+            done(index, scores)
+            return scores
 
-        return asyncio.run(self.caller.gather(len(pairs), one))
+        return asyncio.run(self.caller.gather(len(pairs), one, payments))
 
     def close(self) -> None:
         """Nothing to free: connections live as long as their batch."""
@@ -161,7 +177,7 @@ class ServerEngine:
         """What has never answered as an API is none; what has, and does not now, is worth another try."""
         self._understood = self._understood or (isinstance(got, dict) and "choices" in got)
         if not self._understood:
-            raise UserError(f"{url} answers, but not with a completion: {str(got)[:100]}", API_ADDRESS)
+            raise UserError(f"{url} answers, but not with a completion: {self.caller.shown(got, 100)}", API_ADDRESS)
 
     def _told(self, prompt: Prompt, text: str) -> dict[str, Any]:
         begun = prompt.text + text

@@ -31,6 +31,15 @@ _HINTS = (
 )
 
 
+class NotFoundError(UserError):
+    """What was asked for by its name is not there."""
+
+
+def without_key(text: str, key: str) -> str:
+    """What may be shown of a text: some servers repeat the key that they were sent."""
+    return text.replace(key, "(key)") if key else text
+
+
 def refusal(response: httpx.Response, key: str) -> UserError:
     """The error for a status that no further try can mend. The key is never part of it."""
     status, url, words = response.status_code, str(response.request.url), said(response, key)
@@ -39,7 +48,7 @@ def refusal(response: httpx.Response, key: str) -> UserError:
         hint = "set the variable that api_key_env names to a key that this server takes, for this model"
         return UserError(f"{url}: {state} (HTTP status {status}): {words}", hint)
     if 300 <= status < 400:
-        to = response.headers.get("location", "elsewhere")
+        to = without_key(response.headers.get("location", "elsewhere"), key)
         return UserError(f"{url}: redirects to {to}; a key is not sent on", "set base_url to where the API is")
     return UserError(f"{url}: refused with HTTP status {status}: {words}", _hint_for(words))
 
@@ -49,21 +58,21 @@ def _hint_for(words: str) -> str:
     return next((hint for pattern, hint in _HINTS if re.search(pattern, words, re.I)), "see the engine's settings")
 
 
-def not_found(response: httpx.Response, key: str, model: str, listed: list[str] | None) -> UserError:
+def not_found(response: httpx.Response, key: str, model: str, listed: list[str] | None) -> NotFoundError:
     """The error for status 404, where `listed` are the server's models, None where it lists none."""
     url = str(response.request.url)
     if response.request.url.path.endswith(("/files", "/batches")):
-        return UserError(
+        return NotFoundError(
             f"{url}: HTTP status 404: {said(response, key)}", "the server has no batch API: set batch: false"
         )
     if listed is None:
         what = "a web page" if is_page(response) else said(response, key)
-        return UserError(f"{url}: HTTP status 404: {what}", API_ADDRESS)
+        return NotFoundError(f"{url}: HTTP status 404: {what}", API_ADDRESS)
     if model in listed:
         hint = "the server has the model, but not this path"
-        return UserError(f"{url}: HTTP status 404: {said(response, key)}", hint)
+        return NotFoundError(f"{url}: HTTP status 404: {said(response, key)}", hint)
     place = f"{response.request.url.scheme}://{response.request.url.netloc.decode()}"
-    return UserError(f"{place} has no model {model!r}", nearest_word(model, listed[:40]))
+    return NotFoundError(f"{place} has no model {model!r}", nearest_word(model, listed[:40]))
 
 
 def said(response: httpx.Response, key: str) -> str:
@@ -74,9 +83,13 @@ def said(response: httpx.Response, key: str) -> str:
         words = str(error.get("message") or error) if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError):
         words = "a web page" if is_page(response) else response.text
-    words = words.replace(key, "(key)") if key else words
-    words = " ".join(words.split())
-    return (words[:300] + "..." if len(words) > 300 else words) or "nothing said"
+    return shortened(without_key(words, key), 300) or "nothing said"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text on one line, of so many characters at most and dots where there were more."""
+    words = " ".join(text.split())
+    return words[:most] + "..." if len(words) > most else words
 
 
 def is_page(response: httpx.Response) -> bool:

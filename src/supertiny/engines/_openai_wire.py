@@ -17,12 +17,16 @@ CONTINUING = {"vllm": CONTINUES, "sglang": {"continue_final_message": True}}
 
 
 class FailedTryError(Exception):
-    """Worth another try, after `wait_seconds` at least; `billed` says whether the failed one may be billed."""
+    """Worth another try, after `wait_seconds` at least; `billed` says whether the failed one may be billed.
 
-    def __init__(self, reason: str, billed: bool, wait_seconds: float = 0.0) -> None:
+    `refused`: the server has no room now, for nobody.
+    """
+
+    def __init__(self, reason: str, billed: bool, wait_seconds: float = 0.0, refused: bool = False) -> None:
         super().__init__(reason)
         self.billed = billed
         self.wait_seconds = wait_seconds
+        self.refused = refused
 
 
 class MalformedError(FailedTryError):
@@ -129,6 +133,8 @@ def read_prompt_scores(body: Any, begin: Sequence[int], whole: Sequence[int], to
     """
     try:
         entries = body.get("prompt_logprobs") or body["choices"][0]["prompt_logprobs"]
+        usage = body.get("usage") or {}
+        read, written = int(usage.get("prompt_tokens") or len(whole)), int(usage.get("completion_tokens") or 1)
         if len(entries) != len(whole):
             raise MalformedError(f"{len(entries)} scores for {len(whole)} tokens")
         start = next((at for at, pair in enumerate(zip(begin, whole, strict=False)) if pair[0] != pair[1]), len(begin))
@@ -145,4 +151,4 @@ def read_prompt_scores(body: Any, begin: Sequence[int], whole: Sequence[int], to
             ids[row], logprobs[row] = best, [scored[id_] for id_ in best]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise MalformedError(f"prompt_logprobs without {error}") from error
-    return TokenScores(tokens, ids, logprobs, own)
+    return TokenScores(tokens, ids, logprobs, own, read, written)

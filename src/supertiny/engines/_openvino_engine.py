@@ -145,7 +145,8 @@ def _score(pipeline: Any, prompt: list[int], continuation: list[int], config: An
     count = len(continuation)
     own = np.array(output.generated_log_probs[len(output.generated_log_probs) - count :], dtype=np.float32)
     none = np.empty((count, 0))
-    return TokenScores(np.array(continuation), none.astype(np.int64), none.astype(np.float32), own)
+    read = len(prompt) + count
+    return TokenScores(np.array(continuation), none.astype(np.int64), none.astype(np.float32), own, read)
 
 
 def _openvino_genai() -> Any:

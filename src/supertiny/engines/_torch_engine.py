@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +96,8 @@ class TorchEngine:
                 for place, row in enumerate(batch):
                     last = logits.shape[1] - 1
                     logprobs = logits[place, last - len(row.tokens) : last].float().log_softmax(-1)
-                    scores[row.index] = _scores_of(logprobs, row.tokens, top)
+                    scored = _scores_of(logprobs, row.tokens, top)
+                    scores[row.index] = replace(scored, tokens_in=len(row.ids) + len(row.tokens))
         return [scores[index] for index in range(len(rows))]
 
     def close(self) -> None:

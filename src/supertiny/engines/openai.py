@@ -20,6 +20,8 @@ from supertiny.core.prices import price_of
 from supertiny.core.records import Price
 from supertiny.engines._openai_engine import ServerEngine
 
+_COUNTED = frozenset({"max_tokens", "max_completion_tokens", "n", "best_of"})  # what an answer costs at most
+
 
 @dataclass(frozen=True)
 class OpenAI:
@@ -38,11 +40,11 @@ class OpenAI:
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for one try of one request."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """Tries after the first, where the server is busy, fails or is cut off."""
+    """Tries after the first, where the server fails or is cut off; refusals for want of room are waited for."""
     backoff_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Largest wait before the first retry; it doubles with each, and the wait itself is drawn from zero to it."""
     longest_wait_seconds: Annotated[float, Field(ge=0)] = 180.0
-    """Where a server asks to wait longer than this, the run stops and says so."""
+    """Where a server asks to wait longer than this, or refuses a request for longer, the run stops and says so."""
     seed: int = 0
     """Seed of the drawn waits."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -56,7 +58,7 @@ class OpenAI:
     context_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens that the model reads; where it is set, `supertiny check` refuses rows that are longer."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of each request's body, such as `chat_template_kwargs`."""
+    """Further fields of each request's body, such as `chat_template_kwargs`; none that says how much is written."""
     dollars_per_million_in: Annotated[float, Field(ge=0)] | None = None
     """Price of prompt tokens, in place of the looked-up one; needs dollars_per_million_out too."""
     dollars_per_million_out: Annotated[float, Field(ge=0)] | None = None
@@ -80,13 +82,17 @@ class OpenAI:
         """The engine; nothing is sent yet. Raises UserError where address, key or price is missing."""
         if model is not None:
             raise UserError(f"engine openai runs no local file; found {model}", "take openvino, llama_cpp or torch")
+        return ServerEngine(self, self.key(), self.price())
+
+    def key(self) -> str:
+        """The key, empty where there is none. Raises UserError where it, or another setting, cannot be right."""
         self._check()
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and urlsplit(self.base_url).hostname == "api.openai.com":
             raise UserError(f"no key for {self.base_url}", f"export {self.api_key_env}=...")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{self.api_key_env} holds characters that no key has", "copy the key again")
-        return ServerEngine(self, key, self.price())
+        return key
 
     def _check(self) -> None:
         try:
@@ -97,6 +103,9 @@ class OpenAI:
             raise UserError(f"engines.openai.base_url: not an address: {self.base_url!r}", "like http://HOST:8000/v1")
         if address.userinfo:
             raise UserError("engines.openai.base_url: holds a key", f"put it into {self.api_key_env}")
+        if counted := sorted(_COUNTED & set(self.extra_body)):
+            hint = "steps say how long answers may be; the budget counts on it"
+            raise UserError(f"engines.openai.extra_body: may not set {', '.join(counted)}", hint)
 
     def price(self) -> Price:
         """What tokens cost, at the discount where batches are on. Raises UserError where nobody knows it."""

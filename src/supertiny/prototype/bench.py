@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from supertiny.core.scoring import typed
 from supertiny.core.task import Task
 from supertiny.formats._lawful import bindable, complete_lawfully, is_lawful
 from supertiny.prototype.prompting import few_shot_messages, going_on, instructions
+from supertiny.prototype.steps._references import plan_problem, said_in, waits_for
 from supertiny.prototype.token_scores import summed_logprobs
 
 
@@ -61,6 +63,8 @@ class Trace:
     confidence: float | None = None
     logprob: float | None = None
     """Mean natural-log probability of the tokens of `raw`, where the engine knows it."""
+    planned: bool = False
+    """Whether `plan` wrote the calls and they were not carried out yet: $1 in them is the result of call 1."""
     results: tuple[Result, ...] = ()
     """What the task's own functions gave, in the order of the calls."""
     by: str = ""
@@ -95,8 +99,8 @@ class Trace:
     def answered(self, raw: str, answer: Answer | None) -> Trace:
         """The same trace with what the model wrote; an unreadable text leaves it without calls."""
         if answer is None:
-            return replace(self, raw=raw, calls=None, text="", results=())
-        return replace(self, raw=raw, calls=answer.calls, text=answer.text, results=())
+            return replace(self, raw=raw, calls=None, text="", planned=False, results=())
+        return replace(self, raw=raw, calls=answer.calls, text=answer.text, planned=False, results=())
 
     def noted(self, note: str) -> Trace:
         return replace(self, notes=(*self.notes, note))
@@ -116,17 +120,33 @@ def open_block(block: Any, place: str = "prototype.steps.engine") -> Engine:
 class Shelf:
     """What pipelines keep from batch to batch: engines of steps, indices, what was measured once, and its price."""
 
-    def __init__(self, open_engine: Callable[[Any], Engine] | None = None) -> None:
+    def __init__(
+        self, open_engine: Callable[[Any], Engine] | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.fixed: dict[str, StepCost] = {}
         """What was spent once, on no request of its own, by what it was spent on."""
+        self.making = 0.0
+        """Seconds, by the clock, in which things were made that are kept."""
         self._open = open_engine or open_block
+        self._clock = clock
         self._kept: dict[str, Any] = {}
         self._engines: list[Engine] = []
+        self._prices: dict[str, StepCost] = {}  # of what is kept, by key
+        self._under_way: list[str] = []  # keys of what is being made, each for the one before
+        self._used: set[str] = set()
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` gave when it was first asked for under this key."""
+        self._used.add(key)
         if key not in self._kept:
-            self._kept[key] = make()
+            began, outermost = self._clock(), not self._under_way
+            self._prices[key] = StepCost()
+            self._under_way.append(key)
+            try:
+                self._kept[key] = make()
+            finally:
+                self._under_way.pop()
+                self.making += self._clock() - began if outermost else 0.0
         return self._kept[key]
 
     def engine(self, block: Any) -> Engine:
@@ -145,6 +165,14 @@ class Shelf:
 
     def pay(self, what: str, spent: StepCost) -> None:
         self.fixed[what] = self.fixed.get(what, StepCost()) + spent
+        if self._under_way:
+            self._prices[self._under_way[-1]] += spent
+
+    def price_of_used(self) -> StepCost:
+        """What was spent once on all that was asked for since this was last asked, whoever was the first to ask."""
+        price = sum((self._prices[key] for key in sorted(self._used)), StepCost())
+        self._used.clear()
+        return price
 
     def close(self) -> None:
         """Frees the engines that were opened here, and forgets all else; it may be used again."""
@@ -255,7 +283,7 @@ class Bench:
         for trace, texts in zip(traces, continuations, strict=True):
             own = [next(scored) for _ in texts]
             for one in own:
-                kept = Completion("", tokens_in=one.tokens, seconds=one.seconds)
+                kept = Completion("", one.tokens_in, one.tokens_out, seconds=one.seconds)
                 trace = trace.paid(kept, self._dollars(kept))
             self.advance(1)
             paid.append(trace)
@@ -269,10 +297,14 @@ class Bench:
     def complaint(self, trace: Trace) -> str:
         """What is wrong with a trace's answer, in words; empty where nothing is known to be.
 
-        The verifier says it, or the call's own function where that was carried out and failed.
+        The verifier says it, or the call's own function where that was carried out and failed. Calls of a plan that
+        wait for results, which no verifier knows, are judged by their order and their functions' schemas.
         """
         if trace.calls is None:
             return "this is not a call in the format"
+        said = said_in(trace.request)
+        if trace.planned and any(waits_for(call, said) for call in trace.calls):
+            return plan_problem(trace.calls, said, self.tools_of(trace))
         verdict = self.task.verify(trace.request, trace.calls)
         if verdict.outcome == "fail":
             return verdict.reason or "the call is not valid"
@@ -286,7 +318,7 @@ class Bench:
         if completion.finish != "stop":
             return None
         try:
-            return typed(self.form.decode(completion.text), tools)
+            return typed(self.form.decode(completion.text.removesuffix(self.form.stop)), tools)
         except ValueError:
             return None
 

@@ -85,8 +85,10 @@ def curate(
         if not getattr(curator, "mends", False):
             _leave_out_unreadable(curated)
         _lead(name, curator, curated, settings, run, engine, shelf)
+        if isinstance(curator, Scrub):  # those that are left out behind it have stand-ins already
+            curated.rejected[:] = curator.scrubbed(curated.rejected, run.task, run.seed)
     _leave_out_unreadable(curated)
-    return replace(curated, rejected=stored(curators, curated.rejected, run.task, run.seed))
+    return curated
 
 
 def _lead(
@@ -102,7 +104,7 @@ def _lead(
                 run.progress.note(f"  {name} asks the teacher about {calls:.0f} times")
                 tick = shown.enter_context(run.progress.task(name, calls, "calls"))
                 pipeline.bench = replace(pipeline.bench, advance=tick)
-            more["bench"] = CuratorBench(pipeline.bench, pipeline.answer, run.folder)
+            more["bench"] = CuratorBench(pipeline.bench, pipeline.answer, run.folder, name)
         after = curator.curate(before, run.task, run.seed, **more)
     ids, old = {row.request.id for row in after}, {row.request.id: row for row in before}
     dropped = [row for row in before if row.request.id not in ids]
@@ -115,6 +117,8 @@ def _lead(
     curated.kept[:] = after
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if what in ("made", "changed") and count)
     run.progress.note(f"  {name}: {len(before)} -> {len(after)} rows" + (f" ({told})" if told else ""))
+    if isinstance(curator, Scrub) and not curator.finds_names:
+        run.progress.note(f"  {name} replaces no names of people: it is told neither `names` nor `name_pattern`")
 
 
 def _leave_out_unreadable(curated: Curated) -> None:

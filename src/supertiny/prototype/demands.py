@@ -14,13 +14,14 @@ from typing import Any
 from supertiny.core.errors import UserError, gathered
 from supertiny.core.files import read_json
 from supertiny.core.methods import Own, build
-from supertiny.core.models import catalogue, status, store
+from supertiny.core.models import absent_models, catalogue, status, store
 from supertiny.core.records import Example, Tool, said
 from supertiny.core.task import GUIDELINES, Task
 from supertiny.core.task_rows import SPLITS
 from supertiny.engines._gguf_file import read_header
 from supertiny.prototype.prompting import function_list
 from supertiny.prototype.settings import Settings
+from supertiny.prototype.steps._order import misplaced
 
 _OF_ENGINES: Mapping[str, tuple[str, str]] = {
     "token_scores": (
@@ -33,6 +34,7 @@ _OF_ENGINES: Mapping[str, tuple[str, str]] = {
     ),
     "logprobs": ("log-probabilities of written tokens", "set logprobs: true on the engine, where its model gives them"),
 }
+_OF_FILES = ("openvino", "llama_cpp")  # engines whose model is a file of the catalogue or of the user's
 _BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and JSON
 _TURN_TOKENS, _RULES_TOKENS = 5, 100
 _ALWAYS_READ = 1024  # tokens that every model reads, so that most recipes need no look at the model's file
@@ -46,6 +48,8 @@ class _Engine:
     place: str
     name: str
     settings: Any
+    bare: bool = False
+    """Whether the recipe says its name alone: its model may be chosen where it is opened."""
 
 
 def mistakes(settings: Settings, task: Task, own: Own | None = None, asks: bool = True) -> list[UserError]:
@@ -57,15 +61,28 @@ def mistakes(settings: Settings, task: Task, own: Own | None = None, asks: bool 
     teacher = _engine("prototype.engine", settings.engine)
     engines = {teacher.place: teacher}
     found: list[UserError] = []
-    steps = []
+    steps: list[Any] = []
+    lists: dict[str, list[Any]] = {}
     for place, method, working in _methods(settings, "prototype", (teacher,), own):
         found += _unserved(place, method, working, task)
         engines |= {engine.place: engine for engine in working}
         steps += [method] if place.startswith("prototype.steps.") else []
+        lists.setdefault(place.rpartition(".")[0], []).append(method)
         if getattr(method, "embedder", None) is not None:
             engines[f"{place}.embedder"] = _Engine(f"{place}.embedder", "embedder", method.embedder)
-    unopened = [error for engine in engines.values() for error in _unopened(engine)] if asks else []
+    found += [error for place, row in lists.items() if place.endswith(".steps") for error in misplaced(row, place)]
+    unopened = [error for engine in engines.values() for error in _unopened(engine, asks)]
     return [*unopened, *found, *_too_long(steps, task, teacher.settings)]
+
+
+def missing_models(blocks: Mapping[str, Any], own: Own | None = None) -> list[UserError]:
+    """Models that the steps at these places, or those within them, name and that are not on this machine."""
+    engines: dict[str, _Engine] = {}
+    for place, block in blocks.items():
+        method = build("steps", block, place, own)
+        within = [engine for _, _, working in _methods(method, place, (), own) for engine in working]
+        engines |= {engine.place: engine for engine in (*_brought(method, place), *within)}
+    return [error for engine in engines.values() for error in _unopened(engine, asks=False)]
 
 
 def _methods(
@@ -82,10 +99,15 @@ def _methods(
         for number, block in enumerate(value):
             spot = f"{place}.{field.name}.{number}"
             method = build(family, block, spot, own)
-            given = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("family") == "engines"}
-            brought = tuple(_engine(f"{spot}.{name}", engine) for name, engine in given.items() if engine)
+            brought = _brought(method, spot)
             yield spot, method, brought or engines
             yield from _methods(method, spot, (*brought, *engines), own)
+
+
+def _brought(method: Any, place: str) -> tuple[_Engine, ...]:
+    """Engines of a method's own."""
+    given = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("family") == "engines"}
+    return tuple(_engine(f"{place}.{name}", engine) for name, engine in given.items() if engine)
 
 
 def _unserved(place: str, method: Any, engines: Sequence[_Engine], task: Task) -> list[UserError]:
@@ -108,9 +130,15 @@ def _unserved(place: str, method: Any, engines: Sequence[_Engine], task: Task) -
     return found
 
 
-def _unopened(engine: _Engine) -> list[UserError]:
-    """What keeps a client of a server from opening: its address, key or price. Nothing is sent."""
-    if not hasattr(engine.settings, "base_url"):
+def _unopened(engine: _Engine, asks: bool) -> list[UserError]:
+    """What keeps an engine from opening: a model that is nowhere; a server's address, key or price where it `asks`.
+
+    Nothing is sent.
+    """
+    if engine.name in _OF_FILES:
+        unnamed = engine.bare and not engine.settings.model
+        return [] if unnamed else absent_models({f"{engine.place}.model": engine.settings.model})
+    if not asks or not hasattr(engine.settings, "base_url"):
         return []
     errors: list[UserError] = []
     with gathered(errors):
@@ -179,7 +207,7 @@ def _model_file(model: str) -> Path | None:
 
 def _engine(place: str, block: Any) -> _Engine:
     name = str(block["method"]) if isinstance(block, Mapping) else str(block)
-    return _Engine(place, name, build("engines", block, place))
+    return _Engine(place, name, build("engines", block, place), not isinstance(block, Mapping))
 
 
 def _tokens(text: str) -> int:

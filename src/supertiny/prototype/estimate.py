@@ -2,15 +2,15 @@
 
 Prompts are those that the steps would send for a sample of the rows. Their tokens are counted by the model's own
 tokenizer where its file is on this machine. What the run's ledger holds of earlier calls corrects the rest: tokens of
-prompts and answers, calls of a request, seconds. What is paid once for all requests (measuring a judge, vectors
-of the labelled rows) is not in it, nor is what curators ask that score texts or mend answers.
+prompts and answers, seconds, and where all were by the same steps the calls of a request. What is paid once for all
+requests (measuring a judge, vectors of the labelled rows) is not in it, nor is what curators ask that score texts or
+mend answers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from supertiny.core.task import STEPS, Task
 from supertiny.engines._gguf_tokens import token_counter
 from supertiny.prototype.curating import curators_of, teacher_calls
 from supertiny.prototype.demands import _model_file
-from supertiny.prototype.rehearsal import Count, StepCalls, name_of, price_of_engine, prompt_tokens, rehearse
+from supertiny.prototype.rehearsal import Count, StepCalls, price_of_engine, prompt_tokens, rehearse
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.steps.plain import Plain
 
@@ -59,7 +59,7 @@ class Estimate:
         """As measured, or as on two cores: hosted models answer as fast as their limits let them."""
         if self.seconds is not None:
             return self.seconds / 60
-        return (self.tokens_fresh / _READ_PER_SECOND + self.tokens_out / _WRITTEN_PER_SECOND) / 60
+        return _seconds(self.tokens_fresh, self.tokens_out) / 60
 
     def __add__(self, other: Estimate) -> Estimate:
         known = self.seconds is not None or other.seconds is not None
@@ -81,16 +81,17 @@ class _Earlier:
 
     read_ratio: float
     """Tokens that the engine read over those that are counted here."""
-    tokens_out: float
-    seconds: float
+    written_ratio: float
+    """The same of the tokens that it wrote."""
+    seconds_ratio: float
+    """Its seconds over those that these tokens are taken to need."""
     cached_share: float
+    tokens_out: float
+    """Of a mean call."""
+    seconds: float
+    """Of a mean call."""
     calls_per_request: float
-    """0 where it is not known."""
-    prompts: frozenset[str]
-
-    def of_same_steps(self, prompts: AbstractSet[str]) -> _Earlier:
-        """What holds for steps that send these prompts: of other steps' calls, their number tells nothing."""
-        return self if prompts & self.prompts else replace(self, calls_per_request=0.0)
+    """0 where the calls were not all by these very steps: then their number and length tell nothing."""
 
 
 def estimates(
@@ -122,17 +123,19 @@ def estimates(
     on_valid, on_pool = (rehearse(_spread(rows), steps, told, form, nearest, count) for rows in (valid, pool))
     plain = rehearse(_spread(plain_rows), [Plain()], task, plain_form, NearestExamples(()), count)
     led = _earlier(ledger, "pipeline", settings, task, count) if ledger else None
-    led = led and led.of_same_steps(on_valid[1] | on_pool[1])
     simple = _earlier(ledger, "plain", settings, task, count) if ledger else None
-    asked = on_pool[0] or on_valid[0]
+    asked = on_pool or on_valid
+    shared = any(step.price is not None and step.tokens_out for step in asked)  # not every request comes to our engine
+    if led and ledger and (shared or not ledger.holds_only([settings.steps, settings.format])):
+        led = replace(led, calls_per_request=0.0)
     each = sum(step.calls for step in asked)
     more = teacher_calls(curators_of(settings), [*task.labelled, *pool], each) / each if each else 0.0
     parts = [
-        _part("plain prompt on valid", plain[0], len(plain_rows), simple, price),
-        _part("pipeline on valid", on_valid[0], len(valid), led, price),
-        _part("labelling the pool", on_pool[0], len(pool), led, price),
-        _part("pipeline on test", on_valid[0], on_test.get("pipeline", 0), led, price),
-        _part("plain prompt on test", plain[0], on_test.get("plain_prompt", 0), simple, price),
+        _part("plain prompt on valid", plain, len(plain_rows), simple, price),
+        _part("pipeline on valid", on_valid, len(valid), led, price),
+        _part("labelling the pool", on_pool, len(pool), led, price),
+        _part("pipeline on test", on_valid, on_test.get("pipeline", 0), led, price),
+        _part("plain prompt on test", plain, on_test.get("plain_prompt", 0), simple, price),
     ]
     return [*parts, _part("curators", asked, more, led, price)] if more else parts
 
@@ -142,24 +145,49 @@ def _part(part: str, asked: Sequence[StepCalls], number: float, earlier: _Earlie
 
     `price` is that of the pipeline's own engine; the others' calls stay as they were rehearsed.
     """
-    own = [step for step in asked if step.price is None]
+    own = [step for step in asked if step.price is None and not step.scored]
+    whole = _of_own(part, own, number, earlier, price)
+    for step in asked:
+        if step.price is not None or step.scored:
+            whole += _beside(part, step, number, earlier, price)
+    return whole
+
+
+def _beside(part: str, step: StepCalls, number: float, earlier: _Earlier | None, price: Price) -> Estimate:
+    """Estimate of scores, and of what another engine than the pipeline's own does."""
+    calls, tokens_in, tokens_out = (number * each for each in _of_one_request([step]))
+    if step.price is None and earlier is not None:
+        tokens_in *= earlier.read_ratio
+    billed = step.price or price
+    if step.scored and not billed.dollars_per_million_out:
+        tokens_out = 0.0  # engines of ours write nothing where they score
+    found = Estimate(part, calls, tokens_in, number * step.calls * step.fresh, tokens_out)
+    return replace(found, dollars=billed.dollars(round(tokens_in), round(tokens_out), 0, found.minutes * 60))
+
+
+def _of_own(part: str, own: Sequence[StepCalls], number: float, earlier: _Earlier | None, price: Price) -> Estimate:
+    """Estimate of what the pipeline's own engine writes for `number` requests."""
     calls, tokens_in, tokens_out = _of_one_request(own)
     seconds, cached = None, 0.0
     if earlier is not None:
-        more = earlier.calls_per_request / calls if calls and earlier.calls_per_request else 1.0
-        calls, tokens_in = calls * more, tokens_in * more * earlier.read_ratio
-        tokens_out, seconds = calls * earlier.tokens_out, number * calls * earlier.seconds
+        more = earlier.calls_per_request / calls if calls else 0.0
+        if more:
+            calls, tokens_in = calls * more, tokens_in * more * earlier.read_ratio
+            tokens_out, seconds = calls * earlier.tokens_out, number * calls * earlier.seconds
+        else:
+            tokens_in, tokens_out = tokens_in * earlier.read_ratio, tokens_out * earlier.written_ratio
+            seconds = number * earlier.seconds_ratio * _seconds(tokens_in, tokens_out)
         cached = number * tokens_in * earlier.cached_share
-    fresh = number * _fresh(own)
-    whole = Estimate(part, number * calls, number * tokens_in, fresh, number * tokens_out, seconds, cached)
+    whole = Estimate(
+        part, number * calls, number * tokens_in, number * _fresh(own), number * tokens_out, seconds, cached
+    )
     tokens = round(whole.tokens_in), round(whole.tokens_out), round(cached)
-    whole = replace(whole, dollars=price.dollars(*tokens, whole.minutes * 60))
-    for step in asked:
-        if step.price is not None:
-            calls, tokens_in, tokens_out = (number * each for each in _of_one_request([step]))
-            spent = step.price.dollars(round(tokens_in), round(tokens_out))
-            whole += Estimate(part, calls, tokens_in, number * step.calls * step.fresh, tokens_out, dollars=spent)
-    return whole
+    return replace(whole, dollars=price.dollars(*tokens, whole.minutes * 60))
+
+
+def _seconds(tokens_read: float, tokens_written: float) -> float:
+    """What two cores take for so many tokens."""
+    return tokens_read / _READ_PER_SECOND + tokens_written / _WRITTEN_PER_SECOND
 
 
 def _of_one_request(asked: Sequence[StepCalls]) -> tuple[float, float, float]:
@@ -200,25 +228,28 @@ def _earlier(ledger: Ledger, kind: str, settings: Settings, task: Task, count: C
     model = str(getattr(engine, "model", ""))
     model = f":{model}:" if hasattr(engine, "base_url") else Path(model).name  # as engines name themselves
     found = ledger.ask(
-        "SELECT prompt, tokens_in, tokens_out, tokens_cached, seconds FROM calls"
-        " WHERE substr(purpose, 1, length(?)) = ? AND instr(engine, ?) > 0 AND tokens_out > 0 ORDER BY rowid DESC",
+        "SELECT prompt, tokens_in, tokens_out, tokens_cached, seconds, json_extract(completion, '$.text') FROM calls"
+        " WHERE substr(purpose, 1, length(?)) = ? AND instr(engine, ?) > 0 AND tokens_out > 0"
+        " AND json_extract(completion, '$.scored') IS NULL ORDER BY rowid DESC",
         (_PURPOSES[kind], _PURPOSES[kind], model),
     )
     if len(found) < min(20, len(task.valid)):
         return None
     prompts = [json.loads(row[0]) for row in found]
     counted = sum(prompt_tokens(Prompt(tuple(p["messages"]), p["text"]), count) for p in prompts[:_READ_BACK])
+    texts_counted = sum(count(row[5]) + 1 for row in found[:_READ_BACK])
     read, written, cached, seconds = (sum(row[place] for row in found[:_READ_BACK]) for place in (1, 2, 3, 4))
     texts = {row.request.text for row in (*task.valid, *task.unlabelled)}
     asked = [text for prompt in prompts if (text := _request_in(prompt, texts)) is not None]
     number = min(_READ_BACK, len(found))
     return _Earlier(
         read_ratio=read / counted if counted and read else 1.0,
+        written_ratio=written / texts_counted,
+        seconds_ratio=seconds / _seconds(read, written),
+        cached_share=cached / read if read else 0.0,
         tokens_out=written / number,
         seconds=seconds / number,
-        cached_share=cached / read if read else 0.0,
         calls_per_request=len(asked) / max(1, len(set(asked))),
-        prompts=frozenset(name_of(prompt) for prompt in prompts),
     )
 
 
@@ -270,11 +301,13 @@ def say_corrected(settings: Settings, run: Run) -> None:
     rows = [row for row in estimates(settings, run.task, None, run.ledger) if row.calls]
     bills = [bill for purpose in _PURPOSES.values() for bill in run.ledger.bills(purpose)]
     calls, dollars = sum(bill.calls for bill in bills), sum(bill.dollars for bill in bills)
+    lost = sum(bill.dollars for bill in run.ledger.lost() if bill.purpose.startswith(tuple(_PURPOSES.values())))
     whole = _sum(rows)
     run.progress.note(
         f"  by {calls} calls so far the stage takes about {whole.calls:.0f} calls, "
         f"{(whole.tokens_in + whole.tokens_out) / 1000:.0f} k tokens, {whole.minutes:.1f} min, "
         f"${whole.dollars:.4f}; ${dollars:.4f} of it is spent"
+        + (f", and at most ${lost:.4f} more on tries without an answer" if lost else "")
     )
 
 

@@ -23,7 +23,21 @@ def label_shares(
     """
     texts = [[_label_text(bench.form, name) for name in names] for names in labels]
     paid, logprobs = bench.score(traces, [bench.prompt(trace) for trace in traces], texts)
-    return paid, [normalised(np.exp(np.array(own) - max(own))) for own in logprobs]
+    return paid, [_own_shares(*row) for row in zip(texts, logprobs, strict=True)]
+
+
+def _own_shares(texts: Sequence[str], logprobs: Sequence[float]) -> Shares:
+    """Shares of answers that begin with each text and with no longer one of them.
+
+    What begins with a longer name, such as SetVolumeRelative, begins with SetVolume too, and is counted once.
+    """
+    masses = np.exp(np.array(logprobs) - max(logprobs))
+    own = masses.copy()
+    for place, text in enumerate(texts):
+        shorter = [other for other, begun in enumerate(texts) if begun != text and text.startswith(begun)]
+        if shorter:
+            own[max(shorter, key=lambda other: len(texts[other]))] -= masses[place]
+    return normalised(np.maximum(own, 0.0))
 
 
 def _label_text(form: Format, name: str) -> str:
@@ -31,7 +45,10 @@ def _label_text(form: Format, name: str) -> str:
     if not name:
         return form.write(Answer())
     written = form.write(Answer((Call(name),)))
-    place = written.find(name)
+    # The name stands where another function's would: a key or a rule of the format may have the same letters.
+    other = form.write(Answer((Call("b" if name.startswith("a") else "a"),)))
+    begins = next(place for place, (one, two) in enumerate(zip(written, other, strict=False)) if one != two)
+    place = written.find(name, begins)
     if place < 0:
         return written
     end = place + len(name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from supertiny.core.methods import build
+from supertiny.core.methods import build, cards
 from supertiny.core.nearest import NearestExamples
 from supertiny.core.protocols import Done, Engine, Format
 from supertiny.core.records import Answer, Completion, Example, Grammar, Price, Prompt, Sampling, TokenScores
@@ -33,6 +32,8 @@ class StepCalls:
     tokens_out: float
     price: Price | None = None
     """Of an engine that the step brings along; None for the pipeline's own."""
+    scored: bool = False
+    """Whether given texts are scored, and none is written."""
 
 
 def prompt_tokens(prompt: Prompt, count: Count, first: int = 0) -> float:
@@ -40,11 +41,6 @@ def prompt_tokens(prompt: Prompt, count: Count, first: int = 0) -> float:
     turns = prompt.messages[first:]
     said = sum(count(str(message.get("content") or "")) + TURN_TOKENS for message in turns)
     return said + (count(prompt.text) if prompt.text else 0.0) + (BEGIN_TOKENS if prompt.messages else 0)
-
-
-def name_of(prompt: Mapping[str, Any]) -> str:
-    """By which a prompt is known again, as the ledger keeps it."""
-    return json.dumps([list(prompt["messages"]), prompt["text"]], sort_keys=True, ensure_ascii=False)
 
 
 def price_of_engine(block: Any, dollars_per_hour: float = 0.0) -> Price:
@@ -63,13 +59,12 @@ class _Rehearsal:
     price = Price()
 
     def __init__(self, count: Count, form: Format, answers: Mapping[str, Answer]) -> None:
-        self.prompts: list[str] = []
-        """Names of the prompts that were completed, since the last `taken`."""
         self._count = count
         self._form = form
         self._answers = answers
         self._asked: list[tuple[float, float, float]] = []
-        self._scored: list[float] = []
+        self._scored: list[tuple[float, float]] = []
+        self._read: Prompt | None = None
 
     def complete(
         self,
@@ -83,7 +78,6 @@ class _Rehearsal:
             text = self._text(prompt, bound)
             tokens = prompt_tokens(prompt, self._count), self._count(text) + 1  # and the token that ends it
             self._asked.append((tokens[0], prompt_tokens(prompt, self._count, prompt.shared), tokens[1]))
-            self.prompts.append(name_of({"messages": [dict(m) for m in prompt.messages], "text": prompt.text}))
             completions.append(Completion(text, round(tokens[0]), round(tokens[1]), logprob=0.0))
             if done:
                 done(index, completions[-1])
@@ -91,9 +85,11 @@ class _Rehearsal:
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         found = []
-        for text in continuations:
+        for prompt, text in zip(prompts, continuations, strict=True):
             length = max(1, round(self._count(text)))
-            self._scored.append(length)
+            more = 0.0 if prompt == self._read else prompt_tokens(prompt, self._count, prompt.shared)
+            self._scored.append((prompt_tokens(prompt, self._count) + length, more + length))
+            self._read = prompt
             none = np.zeros((length, top), np.int64)
             tokens, scores = np.zeros(length, np.int64), np.zeros(length, np.float32)
             found.append(TokenScores(tokens, none, none.astype(np.float32), scores))
@@ -103,12 +99,13 @@ class _Rehearsal:
         """What was asked since the last time, as calls of one step for `requests`; None where nothing was.
 
         Completions count `calls` for a request, whatever the rehearsal made, where that is given. Scores count as they
-        were, and in place of completions.
+        were, and in place of completions; a server writes one token for each.
         """
         asked, scored = self._asked, self._scored
-        self._asked, self._scored, self.prompts = [], [], []
+        self._asked, self._scored = [], []
         if scored:
-            return StepCalls(len(scored) / requests, _mean(scored), _mean(scored), 0.0, price)
+            read, fresh = (_mean(column) for column in zip(*scored, strict=True))
+            return StepCalls(len(scored) / requests, read, fresh, 1.0, price, scored=True)
         if not asked:
             return None
         tokens_in, fresh, tokens_out = (_mean(column) for column in zip(*asked, strict=True))
@@ -138,16 +135,15 @@ def rehearse(
     form: Format,
     nearest: NearestExamples,
     count: Count,
-) -> tuple[list[StepCalls], set[str]]:
-    """What each step asks for a mean request, and the names of the prompts of the first step that asks.
+) -> list[StepCalls]:
+    """What each step asks for a mean request.
 
     Nothing is spent or carried out. A step of the user's own that makes calls is not run: its prompts are taken to be
     like `fill`'s. Engines that steps bring along are asked as often as here; what else a step is expected to ask goes
-    to the pipeline's own, in prompts of the same length where it asked none here. With such engines no prompts are
-    named: not every request comes to the pipeline's own.
+    to the pipeline's own, in prompts of the same length where it asked none here. An embedder reads each request once.
     """
     if not rows:
-        return [], set()
+        return []
     answers = _answers(rows, nearest)
     engine = _Rehearsal(count, form, answers)
     brought: list[tuple[Price, _Rehearsal]] = []
@@ -159,21 +155,29 @@ def rehearse(
     bench = Bench(engine, task, form, nearest, 0, shelf=Shelf(bring), spends=False)
     traces = [Trace(row.request) for row in rows]
     found: list[StepCalls] = []
-    first: set[str] = set()
+    words = _mean([count(row.request.text) for row in rows])
     for step in steps:
         before = traces
         if step.calls_per_request == 0 or type(step).__module__.startswith(_OURS):
             traces = step.run(traces, bench)
-        first = first or set(engine.prompts)
+        vectors = [StepCalls(1.0, words, 0.0, 0.0, embedder.price()) for embedder in _embedders(step)]
         others = [asked for price, other in brought if (asked := other.taken(len(rows), price=price))]
-        left = max(0.0, step.calls_per_request - sum(asked.calls for asked in others))
+        left = max(0.0, step.calls_per_request - sum(asked.calls for asked in (*vectors, *others)))
         own = engine.taken(len(rows), left)
         if own is None and others:
             own = replace(others[0], calls=left, price=None)
         if own is None and left:
             own = StepCalls(left, *engine.handed_back([bench.prompt(trace) for trace in before]))
-        found += [asked for asked in (own, *others) if asked]
-    return found, set() if brought else first
+        found += [asked for asked in (own, *vectors, *others) if asked]
+    return found
+
+
+def _embedders(step: Any) -> list[Any]:
+    """Embedding models of a step and of those within it."""
+    own = [step.embedder] if getattr(step, "embedder", None) is not None else []
+    blocks = [block for block in getattr(step, "steps", ()) or () if isinstance(block, Mapping)]
+    within = [build("steps", block) for block in blocks if block["method"] in cards("steps")]
+    return own + [embedder for inner in within for embedder in _embedders(inner)]
 
 
 def _answers(rows: Sequence[Example], nearest: NearestExamples) -> dict[str, Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from supertiny.core.errors import UserError
 from supertiny.core.files import write_rows
 from supertiny.core.protocols import Engine
-from supertiny.core.records import Answer, Example, Verdict
+from supertiny.core.records import Answer, Example, Tool, Verdict
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, wilson_interval
 from supertiny.prototype.bench import Shelf, Trace
@@ -56,7 +56,7 @@ def reads(settings: Settings, folder: Path) -> dict[str, str]:
     for name, curator in curators_of(settings).items():
         decided = getattr(curator, "decided", None)
         if decided is not None:
-            found[name] = decided(folder)
+            found[name] = decided(folder, name)
     return {name: decisions for name, decisions in found.items() if decisions}
 
 
@@ -98,8 +98,14 @@ def _costs(pipeline: Pipeline) -> dict[str, Any]:
 
 def _share(run: Run, examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[float, float, float, int]:
     gold = [example.answer.calls if example.answer else () for example in examples]
-    hits = sum(exact(a.calls, g, run.task.tool_map) for a, g in zip(answers, gold, strict=True))
+    tools = [_tools_of(example, run) for example in examples]
+    hits = sum(exact(a.calls, g, known) for a, g, known in zip(answers, gold, tools, strict=True))
     return (hits / max(1, len(gold)), *wilson_interval(hits, len(gold)), len(gold))
+
+
+def _tools_of(example: Example, run: Run) -> Mapping[str, Tool]:
+    """The functions whose schemas say which values are equal: the request's own, or the task's."""
+    return {tool.name: tool for tool in example.request.tools} or run.task.tool_map
 
 
 def _label_pool(settings: Settings, run: Run, engine: Engine, shelf: Shelf) -> tuple[list[Example], dict[str, Any]]:
@@ -128,14 +134,14 @@ def _remarks(trace: Trace) -> dict[str, Any]:
 
 def _pool_summary(run: Run, pool: Sequence[Example], kept: Sequence[Example]) -> dict[str, Any]:
     """How right the labels are, where the pool's gold is known. It is measured here and used for nothing."""
-    gold, tools = run.task.pool_gold, run.task.tool_map
+    gold = run.task.pool_gold
     ids = {example.request.id for example in kept}
     requests = {example.request.id: example.request for example in pool}
     known = [e for e in pool if e.request.id in gold and e.answer is not None]
-    right = [exact(e.answer.calls if e.answer else (), gold[e.request.id], tools) for e in known]
+    right = [exact(e.answer.calls, gold[e.request.id], _tools_of(e, run)) for e in known if e.answer]
     # A curator may have mended an answer; of a request that it changed, such as by stand-ins, gold is not known.
     same = [e for e in kept if e.request.id in gold and e.answer and requests.get(e.request.id) == e.request]
-    kept_right = [exact(e.answer.calls if e.answer else (), gold[e.request.id], tools) for e in same]
+    kept_right = [exact(e.answer.calls, gold[e.request.id], _tools_of(e, run)) for e in same if e.answer]
     summary = {"pool_rows": len(pool), "train_rows": len(kept), "pool_kept": sum(e.request.id in ids for e in pool)}
     if known:
         run.progress.note(

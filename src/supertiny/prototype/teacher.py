@@ -124,6 +124,8 @@ def pipeline_of(
     Pipelines that are given the same `shelf` share what steps keep on it; whoever made it closes it.
     """
     shelf = shelf or Shelf()
+    if purpose.startswith("pipeline on"):  # not what a search or a curator tries
+        run.ledger.note_steps([settings.steps, settings.format])
     bench = Bench(
         engine=run.ledger.wrap(engine, purpose),
         task=replace(run.task, description=settings.wording) if settings.wording else run.task,

@@ -33,19 +33,22 @@ def differences(hits: Mapping[str, Sequence[bool]], seed: int) -> list[dict[str,
 
 
 def project_costs(
-    bills: Sequence[Bill], stages: Mapping[str, Mapping[str, Any]], dollars_per_hour: float
+    bills: Sequence[Bill], lost: Sequence[Bill], stages: Mapping[str, Mapping[str, Any]], dollars_per_hour: float
 ) -> dict[str, Any]:
     """Every model call by purpose, and the time of training and compressing.
 
+    `lost` are tries that may have been billed and gave no answer, at their worst: they are said apart, and counted.
     `one_off` marks what making the artifact took; measuring on test is listed and not counted. Calls without a
     price of their own are priced as machine time.
     """
     items: list[dict[str, Any]] = []
-    for bill in bills:
+    names = [(bill.purpose, bill) for bill in bills]
+    names += [(f"{bill.purpose}: tries without an answer, at most", bill) for bill in lost]
+    for name, bill in names:
         hourly = bill.seconds / 3600 * dollars_per_hour
         items.append(
             {
-                "name": bill.purpose,
+                "name": name,
                 "kind": "model calls",
                 "calls": bill.calls,
                 "tokens_in": bill.tokens_in,

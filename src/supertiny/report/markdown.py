@@ -44,8 +44,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [*_table(spent, [_cost(item) for item in report["costs"]["items"]]), "", _break_even(report), ""]
     if report["step_prices"]:
         lines += ["## What each step of the pipeline takes, per request of the pool", ""]
-        head = ("", "calls", "tokens in", "tokens out", "time", "$ per 1,000")
-        lines += [*_table(head, [_step(step) for step in report["step_prices"]]), ""]
+        priced = ("", "calls", "tokens in", "tokens out", "time", "$ per 1,000")
+        lines += [*_table(priced, [_step(step) for step in report["step_prices"]]), ""]
     saving = report["prompt_saving"]
     if saving:
         told, learned = numbers.count(saving["pipeline_tokens_in"]), numbers.count(saving["learned_tokens_in"])

@@ -104,15 +104,20 @@ def figures(
 
 
 def quality(answers: Sequence[Answer], examples: Sequence[Example], tools: Mapping[str, Tool]) -> dict[str, Any]:
-    """Exact calls with their interval, argument F1, similarity, and accuracy by function."""
+    """Exact calls with their interval, argument F1, similarity, and accuracy by function.
+
+    `tools` are those of requests that bring none of their own.
+    """
     golds = [gold_of(example) for example in examples]
-    hits = [scoring.exact(answer.calls, gold, tools) for answer, gold in zip(answers, golds, strict=True)]
+    known = [{tool.name: tool for tool in example.request.tools} or tools for example in examples]
+    rows = list(zip(answers, golds, known, strict=True))
+    hits = [scoring.exact(answer.calls, gold, own) for answer, gold, own in rows]
     counts = np.zeros(3, dtype=int)
     similar, chosen = 0.0, 0
     by_function: dict[str, list[bool]] = defaultdict(list)
-    for answer, gold, hit in zip(answers, golds, hits, strict=True):
-        counts += scoring.argument_counts(answer.calls, gold, tools)
-        similar += scoring.similarity(answer.calls, gold, tools)
+    for (answer, gold, own), hit in zip(rows, hits, strict=True):
+        counts += scoring.argument_counts(answer.calls, gold, own)
+        similar += scoring.similarity(answer.calls, gold, own)
         chosen += sorted(call.tool for call in answer.calls) == sorted(call.tool for call in gold)
         by_function[function_of(gold)].append(hit)
     n = len(answers)

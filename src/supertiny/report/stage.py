@@ -75,7 +75,7 @@ def build_report(
     }
     manifest = run.manifest
     stages = manifest.get("stages", {})
-    costs = project_costs(run.ledger.bills(), stages, price)
+    costs = project_costs(run.ledger.bills(), run.ledger.lost(), stages, price)
     report: dict[str, Any] = {
         "answerers": entries,
         "rows": "rows.jsonl",

@@ -22,6 +22,8 @@ class CuratorBench:
     """The whole pipeline, for `live_teacher`: one answer per request, in order."""
     folder: Path
     """The run's folder, where a `person` finds what waits for an answer."""
+    name: str
+    """The curator's own in the recipe; a number tells apart those that are there several times."""
 
     def scorer(self, block: Any) -> Engine:
         """The engine of a block, for `token_scores`, behind the run's ledger; equal blocks share one."""

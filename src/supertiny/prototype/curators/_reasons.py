@@ -1,10 +1,14 @@
-"""Why a curator left a row out: said to whoever listens, so that the socket stays rows in, rows out."""
+"""What is noted of rows: why a curator left one out, and who changed one.
+
+Reasons are said to whoever listens, so that the socket stays rows in, rows out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from supertiny.core.records import Example
 
@@ -32,3 +36,9 @@ def reasons_heard() -> Iterator[dict[str, str]]:
 def is_labelled(example: Example) -> bool:
     """Whether a row's answer is a person's: gold that the task came with."""
     return example.provenance.get("source") == "labelled"
+
+
+def changed_by(curator: str, row: Example, **more: Any) -> dict[str, Any]:
+    """The provenance of a row that a curator changed in place: where it first came from stays, and who changed it."""
+    changes = [*row.provenance.get("changed_by", ()), curator]
+    return {"origin": row.request.id, **row.provenance, **more, "changed_by": changes}

@@ -15,9 +15,20 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+(?!\w)")
 _IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]){11,30}(?!\w)")
 _CARD = re.compile(r"(?<![\w.])(?:\d{13,19}|\d{4}(?:[ -]\d{4,6}){2,3}(?:[ -]\d{1,3})?)(?!\w)")
 _IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w:]|\.\d)")
+# What + or 0 begins is a number in its own right; of others, the groups say it: North America's, a Chinese or an Indian
+# mobile's, three times three digits; or, without groups, the digits with which such numbers begin.
 _PHONE = re.compile(
-    r"(?<![\w.,+-])(?:\+|00|\(?0|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|\d{10,11})[\d ()/.-]{0,30}(?<=\d)(?!\w)"
+    r"""(?<![\w.,+-])(?:
+    (?:\+|00|\(?0)[\d ()/.-]{0,30}(?<=\d)
+    | (?:1[ .-]?)?(?:\(\d{3}\)[ ]?|\d{3}[ .-])\d{3}[ .-]\d{4}
+    | 1[3-9]\d[ -]\d{4}[ -]\d{4}
+    | [6-9]\d{4}[ -]\d{5}
+    | (?<!\d[ ])[6-9]\d{2}[ ]\d{3}[ ]\d{3}(?![ ]\d)
+    | [2-9]\d{2}[2-9]\d{6} | [6-9]\d{9} | 1[3-9]\d{9}
+    )(?!\w)""",
+    re.VERBOSE,
 )
+_AMOUNT = re.compile(r"\d+0000|\d{3} \d{3} 000")  # a round number that stands like one of those
 _DATE = re.compile(r"(?<![\d.])(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{2,4})(?![\d.])")
 Kind = Literal["email", "iban", "card", "ip", "phone", "name"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -74,11 +85,11 @@ class StandIns:
             return
         pattern, plain_of = _FINDERS[kind]
         at = 0
-        while spot := pattern.search(text, at):
-            begin, (length, plain) = spot.start(), _longest(spot.group(), plain_of)
+        while (spot := pattern.search(text, at)) is not None:
+            length, plain = _longest(spot.group(), plain_of)
             if plain is not None:
-                yield begin, begin + length, plain
-            at = begin + max(1, length)
+                yield spot.start(), spot.start() + length, plain
+            at = spot.start() + max(1, length)
 
     def _shaped(self, original: str, kind: str, plain: str) -> str:
         if (kind, plain) not in self._known:
@@ -152,9 +163,9 @@ def _plain_ip(text: str) -> str | None:
 
 
 def _plain_phone(text: str) -> str | None:
-    """Its digits, where there are as many as a phone number has, and neither a date nor a fraction is in them."""
+    """Its digits, where there are as many as a phone number has, and it is no date, fraction or round amount."""
     plain = re.sub(r"\D", "", text)
-    is_other = _DATE.search(text) or text.startswith("0.")
+    is_other = _DATE.search(text) or text.startswith("0.") or _AMOUNT.fullmatch(text)
     return plain if 8 <= len(plain) <= 15 and not is_other else None
 
 

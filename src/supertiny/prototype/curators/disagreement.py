@@ -18,14 +18,15 @@ from supertiny.core.records import Answer, Example
 from supertiny.core.task import Task
 from supertiny.core.verifying import schema_problem
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._reasons import is_labelled, left_out
+from supertiny.prototype.curators._reasons import changed_by, is_labelled, left_out
 from supertiny.prototype.curators._review import Decision, key_of, read_decisions, write_questions
 
 
 @dataclass(frozen=True)
 class Disagreement:
     """Stands before `verified`. A row that waits is left out until its line in the run's review/disagreement.jsonl
-    has the `decision` accepted, corrected (the calls, or words alone, stand in `correction`) or dropped.
+    has the `decision` accepted, corrected (the calls, or words alone, stand in `correction`) or dropped. A second one
+    in a recipe has a file of its own, disagreement-2.jsonl.
 
     What is decided holds for a request with the same id and words, also in another run that the file is copied to.
     """
@@ -36,7 +37,7 @@ class Disagreement:
     needs: ClassVar[tuple[str, ...]] = ("person",)
 
     def curate(self, examples: Sequence[Example], task: Task, seed: int, *, bench: CuratorBench) -> list[Example]:
-        path = _file(bench.folder)
+        path = _file(bench.folder, bench.name)
         decisions = read_decisions(path)
         kept, waiting = [], []
         for row in examples:
@@ -53,9 +54,9 @@ class Disagreement:
         write_questions(path, waiting, decisions)
         return kept
 
-    def decided(self, run: Path) -> str:
+    def decided(self, run: Path, name: str) -> str:
         """Hash of what the person has said so far, empty where nothing: part of the stage's key."""
-        lines = [dict(one.line) for one in read_decisions(_file(run)).values()]
+        lines = [dict(one.line) for one in read_decisions(_file(run, name)).values()]
         return hash_of(lines) if lines else ""
 
     def _doubt(self, row: Example) -> str:
@@ -66,8 +67,8 @@ class Disagreement:
         return f"only {confidence:.0%} of the votes are for this answer"
 
 
-def _file(run: Path) -> Path:
-    return run / "review" / "disagreement.jsonl"
+def _file(run: Path, name: str) -> Path:
+    return run / "review" / f"{name.replace(' ', '-')}.jsonl"
 
 
 def _decided(row: Example, said: Decision, task: Task, path: Path) -> Example:
@@ -79,5 +80,5 @@ def _decided(row: Example, said: Decision, task: Task, path: Path) -> Example:
         raise UserError(f"{path}: row {row.request.id}: {problem}", f"it says {said.decision}; write calls that fit")
     by = "person" if said.decision == "corrected" else old.by
     answer = replace(old, calls=new.calls, text=new.text, by=by, confidence=1.0, raw="", readable=True)
-    provenance = {**row.provenance, "origin": row.request.id, "made_by": "disagreement", "reviewed": said.decision}
+    provenance = changed_by("disagreement", row, reviewed=said.decision)
     return replace(row, answer=answer, verdict=task.verify(row.request, new.calls), provenance=provenance)

@@ -9,18 +9,17 @@ schemas, and a row stays only where the pipeline's label names the function that
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from supertiny.core.files import hash_of
-from supertiny.core.leaks import SIMILARITY
+from supertiny.core.leaks import SIMILARITY, NearTexts, normalised
 from supertiny.core.records import Answer, Example, Prompt, Request, Sampling
 from supertiny.core.task import Task
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._near import NearTexts
 from supertiny.prototype.curators._reasons import is_labelled
 from supertiny.prototype.curators._writing import REQUESTS, Wish, read_requests, wishes_of, writing_prompt
 
@@ -69,16 +68,17 @@ class Expand:
     ) -> list[tuple[str, Wish]]:
         """New requests, each with the wish that it was written for."""
         generator = random.Random(seed)
-        asked = NearTexts(min(SIMILARITY, self.similarity), (row.request.text for row in (*task.valid, *task.test)))
-        known = NearTexts(self.similarity, (row.request.text for row in (*examples, *task.unlabelled)))
+        asked = NearTexts(min(SIMILARITY, self.similarity), _said(task.valid, task.test))
+        known = NearTexts(self.similarity, _said(examples, task.unlabelled))
         found: list[tuple[str, Wish]] = []
         for turn in range(self.rounds):
             count = -(-(self.rows - len(found)) // self.texts)
             wishes = wishes_of(task, solved, count, self.texts, self.seeds, generator)
             for wish, texts in zip(wishes, self._lists(wishes, task, seed + turn, bench), strict=True):
                 for text in texts[: self.rows - len(found)]:
-                    if known.near(text) is None and asked.near(text) is None:
-                        known.add(text)
+                    plain = normalised(text)
+                    if not known.near(plain) and not asked.near(plain):
+                        known.add(plain)
                         found.append((text, wish))
             if len(found) >= self.rows:
                 break
@@ -109,6 +109,10 @@ class Expand:
             "function": wish.function,
         }
         return Example(request, answer, verdict, provenance)
+
+
+def _said(*splits: Sequence[Example]) -> Iterator[str]:
+    return (normalised(row.request.text) for rows in splits for row in rows)
 
 
 def _name(wish: Wish, text: str) -> str:

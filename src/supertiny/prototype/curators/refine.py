@@ -1,4 +1,4 @@
-"""Has the teacher mend answers that the verifier failed or the votes doubt; keeps what the verifier then passes.
+"""Has the teacher mend answers that the verifier failed or the votes doubt; keeps what the verifier no longer fails.
 
 Paper: Madaan et al., Self-Refine, 2023, arXiv:2303.17651; Yue et al., Building a Family of Data Augmentation Models,
 2024, arXiv:2412.04871 (refinement).
@@ -19,7 +19,7 @@ from supertiny.core.scoring import exact
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Trace
 from supertiny.prototype.curators._bench import CuratorBench
-from supertiny.prototype.curators._reasons import is_labelled
+from supertiny.prototype.curators._reasons import changed_by, is_labelled
 
 _UNREADABLE = "this is not an answer in the format"
 
@@ -91,12 +91,11 @@ def _mended(row: Example, trace: Trace, task: Task, said: str) -> tuple[Example,
     if trace.calls is None:
         return row, _UNREADABLE
     verdict = task.verify(row.request, trace.calls)
-    if verdict.outcome != "pass":
+    if verdict.outcome == "fail":  # "no call" is an answer too, of which the verifier abstains
         return row, verdict.reason or "the call is not valid"
     old = row.answer or Answer()
     if old.readable and exact(trace.calls, old.calls, task.tool_map):
         return row, ""  # asked again, it says the same: nothing is mended, the doubt stays
     answer = Answer(trace.calls, trace.text, old.cost + trace.cost, old.by, None, trace.raw)
     refined = {"complaint": said, "before": [call.to_json() for call in old.calls]}
-    provenance = {**row.provenance, "origin": row.request.id, "made_by": "refine", "refined": refined}
-    return replace(row, answer=answer, verdict=verdict, provenance=provenance), ""
+    return replace(row, answer=answer, verdict=verdict, provenance=changed_by("refine", row, refined=refined)), ""

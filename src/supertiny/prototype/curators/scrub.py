@@ -16,11 +16,11 @@ from typing import Any
 from supertiny.core.errors import UserError
 from supertiny.core.records import Call, Example
 from supertiny.core.task import Task
-from supertiny.prototype.curators._reasons import left_out
+from supertiny.prototype.curators._reasons import changed_by, left_out
 from supertiny.prototype.curators._stand_ins import KINDS, Kind, StandIns
 
 _OF_MESSAGES = ("role", "type", "id", "tool_call_id")  # keys of messages and of provenance that hold no user's words
-_OF_PROVENANCE = ("origin", "from", "source", "by", "made_by")
+_OF_PROVENANCE = ("origin", "from", "source", "by", "made_by", "changed_by", "scrubbed")
 _WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 
@@ -30,9 +30,10 @@ class Scrub:
 
     It stands behind curators that ask the teacher. Found by shape: card numbers by Luhn's sum, IBANs by their check
     digits; order numbers may pass for phone numbers, versions for IP addresses; numbers that are no text are replaced
-    where a text states them. Names are found by `names` and `name_pattern` alone, addresses of houses and dates of
-    birth are not. Stand-ins are in train.jsonl, pool.jsonl and rejected.jsonl. Ids, a row's own functions, valid.jsonl,
-    review files, the ledger and the task keep what was there; so does `labelled_only`, which learns from the task.
+    where a text states them. Names are found by `names` and `name_pattern` alone: without them, none is. Addresses of
+    houses and dates of birth are not. Stand-ins are in train.jsonl, pool.jsonl and rejected.jsonl. Ids, a row's own
+    functions, valid.jsonl, review files, the ledger and the task keep what was there; so does `labelled_only`, which
+    learns from the task.
     """
 
     kinds: tuple[Kind, ...] = KINDS
@@ -63,6 +64,11 @@ class Scrub:
             raise UserError(f"scrub: the environment has no {self.key_variable}", "set it, or leave key_variable out")
         stand_ins = StandIns(f"{seed}:{secret}".encode(), self.kinds, self._patterns())
         return [_scrubbed(row, task, stand_ins) for row in examples]
+
+    @property
+    def finds_names(self) -> bool:
+        """Whether it is told which names to look for, or is not to look for any."""
+        return "name" not in self.kinds or bool(self.names or self.name_pattern)
 
     def _patterns(self) -> list[re.Pattern[str]]:
         try:
@@ -121,5 +127,6 @@ def _scrubbed(row: Example, task: Task, stand_ins: StandIns) -> Example:
         return row
     if verdict is not None and answer is not None and answer.readable:
         verdict = task.verify(request, answer.calls)
-    provenance |= {"origin": row.request.id, "made_by": "scrub", "scrubbed": dict(sorted(counts.items()))}
-    return Example(request, answer, verdict, provenance)
+    counts.update(row.provenance.get("scrubbed", {}))
+    new = Example(request, answer, verdict, provenance)
+    return replace(new, provenance=changed_by("scrub", new, scrubbed=dict(sorted(counts.items()))))

@@ -3,13 +3,14 @@
 Paper: Ren et al., Efficiently Selecting Response Generation Strategies by Self-Aligned Perplexity, 2025,
 arXiv:2502.11779.
 Use when: answers hold several calls, or words beside calls.
-Differs from the paper: known to us by its abstract and its code's own words: perplexity of an answer behind solved rows
-in the student's words. It chooses among teachers and prompts. Here formats spell a call in one way, so what is left
+Differs from the paper: known to us by its abstract and its code's own words: perplexity of an answer behind a solved
+row in the student's words. It chooses among teachers and prompts. Here formats spell a call in one way, so what is left
 is the order of several calls, and whether words stand beside them.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,22 +26,24 @@ from supertiny.core.records import Example, Sampling
 from supertiny.core.scoring import exact, typed
 from supertiny.core.task import Task
 from supertiny.prototype.curators._bench import CuratorBench
+from supertiny.prototype.curators._reasons import changed_by
 from supertiny.prototype.curators._scores import STUDENT, lesson_text, losses_of, student_prompt
 from supertiny.prototype.curators._styles import GIVEN, in_style
 
 _Style = Literal["given", "calls_alone", "request_order", "name_order"]
+_MOST_NATS = 50.0  # of a mean loss; a text that an engine calls impossible has a perplexity too
 
 
 @dataclass(frozen=True)
 class SelfAlignedPerplexity:
-    """One style for all rows, by the mean over a sample; equal means go to the shorter answers, then to the first."""
+    """One style for all rows: the one of the least mean perplexity on a sample; then the shorter, then the first."""
 
     styles: tuple[_Style, ...] = ("given", "calls_alone", "request_order", "name_order")
     """Ways of writing an answer that are compared."""
     sample: Annotated[int, Field(ge=1)] = 100
     """Rows, drawn by seed among those that styles write differently, on which they are compared."""
     exemplars: Annotated[int, Field(ge=0)] = 2
-    """Solved rows before the request: what the student wrote itself and right, where it can; else as labelled."""
+    """Solved rows, one at a time before the request: the student's own right answers, else as labelled."""
     tries: Annotated[int, Field(ge=0)] = 8
     """Labelled rows that the student is asked to solve for that."""
     engine: Any = field(default_factory=lambda: STUDENT, metadata={"family": "engines"})
@@ -72,18 +75,23 @@ class SelfAlignedPerplexity:
         bench: CuratorBench,
         form: Format,
     ) -> str:
-        """The style of the least mean loss on a sample of the rows, which stand by their place in `written`."""
+        """The style of the least mean perplexity on a sample of the rows, which stand by their place in `written`.
+
+        An answer's perplexity is exp(its mean loss) behind one exemplar, averaged over the exemplars.
+        """
         drawn = random.Random(seed).sample(list(rows), min(self.sample, len(rows)))
         shown = self._exemplars(task, {rows[place].request.id for place in drawn}, seed, bench, form)
         jobs = [(place, style, text) for place in drawn for style, text in written[place].items()]
-        prompts = {place: student_prompt(rows[place], task, form, shown) for place in drawn}
-        found = losses_of([(prompts[place], text + form.stop) for place, _, text in jobs], bench, self.engine)
-        losses: defaultdict[str, list[float]] = defaultdict(list)
+        before = [[lesson] for lesson in shown] or [[]]
+        prompts = {place: [student_prompt(rows[place], task, form, one) for one in before] for place in drawn}
+        pairs = [(prompt, text + form.stop) for place, _, text in jobs for prompt in prompts[place]]
+        found = iter(losses_of(pairs, bench, self.engine))
+        perplexities: defaultdict[str, list[float]] = defaultdict(list)
         letters: defaultdict[str, int] = defaultdict(int)
-        for (_, style, text), loss in zip(jobs, found, strict=True):
-            losses[style].append(loss)
+        for _, style, text in jobs:
+            perplexities[style].append(fmean(math.exp(min(next(found), _MOST_NATS)) for _ in before))
             letters[style] += len(text)
-        return min(losses, key=lambda style: (round(fmean(losses[style]), 6), letters[style]))
+        return min(perplexities, key=lambda style: (round(fmean(perplexities[style]), 6), letters[style]))
 
     def _exemplars(self, task: Task, scored: set[str], seed: int, bench: CuratorBench, form: Format) -> list[str]:
         """Solved rows as the student writes them: its own right answers first, then labelled ones."""
@@ -110,5 +118,6 @@ def _is_right(row: Example, text: str, task: Task, form: Format) -> bool:
 
 
 def _restyled(row: Example, style: str) -> Example:
-    provenance = {**row.provenance, "origin": row.request.id, "made_by": "self_aligned_perplexity", "written": style}
-    return replace(row, answer=in_style(row, style), provenance=provenance)
+    return replace(
+        row, answer=in_style(row, style), provenance=changed_by("self_aligned_perplexity", row, written=style)
+    )

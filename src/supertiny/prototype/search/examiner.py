@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Example
 from supertiny.core.run import Run
 from supertiny.core.scoring import exact, paired_bootstrap, similarity, wilson_interval
-from supertiny.prototype.bench import Shelf
+from supertiny.prototype.bench import Shelf, StepCost
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.search.space import Candidate
 from supertiny.prototype.settings import Settings
@@ -33,7 +34,9 @@ class Measured:
     """0..1, how near the calls are to gold's."""
     dollars: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """Shares of the engine's time; what the ledger answered still counts as long as it once took."""
+    """Shares of the engine's time, and of all other work; what the ledger answered counts as long as it once took."""
+    once: StepCost = field(default_factory=StepCost)
+    """What the pipeline asks once, on no row of its own; others may share it."""
 
     @property
     def n(self) -> int:
@@ -42,7 +45,7 @@ class Measured:
     def of(self, rows: slice) -> Measured:
         """The same on some of its rows."""
         parts = (self.hits[rows], self.similar[rows], self.dollars[rows], self.seconds[rows])
-        return Measured(self.candidate, *parts)
+        return Measured(self.candidate, *parts, self.once)
 
     def mean(self, name: str) -> float:
         values = getattr(self, name)
@@ -75,7 +78,7 @@ class Examiner:
         self.results: dict[str, Measured] = {}
         self._open = open_engine
         self._engine: tuple[str, Engine] | None = None
-        self._shelf = Shelf()
+        self._shelf = Shelf(clock=self._clock)
 
     def measured(self, candidate: Candidate) -> Measured:
         """What is known of a pipeline; nothing yet where it was not measured."""
@@ -121,22 +124,30 @@ class Examiner:
         self._shelf.close()
 
     def _answer(self, candidate: Candidate, count: int, tick: Callable[[float], None]) -> None:
+        self._shelf.price_of_used()  # what others asked for is not this one's
         pipeline, known = self.pipeline(candidate), self.measured(candidate)
         for start in range(known.n, count, pipeline.chunk):
             rows = self.rows[start : min(start + pipeline.chunk, count)]
+            began, made = self._clock(), self._shelf.making
             answers = pipeline.answer([row.request for row in rows])
+            beside = self._clock() - began - (self._shelf.making - made)
             for row, answer in zip(rows, answers, strict=True):
-                self._note(known, row, answer)
+                self._note(known, row, answer, max(0.0, beside) / len(rows))
             tick(len(rows))
+        known.once = self._shelf.price_of_used()
 
-    def _note(self, known: Measured, row: Example, answer: Answer) -> None:
+    def _clock(self) -> float:
+        """Seconds in which no engine was at work: a difference is the time of all other work."""
+        return time.perf_counter() - self.run.ledger.spent().seconds
+
+    def _note(self, known: Measured, row: Example, answer: Answer, beside: float) -> None:
         gold = row.answer.calls if row.answer else ()
         tools = {tool.name: tool for tool in row.request.tools} or self.run.task.tool_map
         # Words that nobody can read are no "no call".
         known.hits.append(float(answer.readable and exact(answer.calls, gold, tools)))
         known.similar.append(similarity(answer.calls, gold, tools) if answer.readable else 0.0)
         known.dollars.append(answer.cost.dollars)
-        known.seconds.append(answer.cost.seconds)
+        known.seconds.append(answer.cost.seconds + beside)
 
 
 def _shown(engine: Any) -> str:

@@ -10,7 +10,6 @@ from supertiny.prototype.search.examiner import Examiner, Measured
 from supertiny.prototype.search.halving import Course, by_quality
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.search.space import Candidate
-from supertiny.prototype.settings import Settings
 
 _SAME = 0.05  # share by which dollars and seconds of a request may differ without saying anything
 
@@ -68,7 +67,7 @@ def told(examiner: Examiner, course: Course, tried: Sequence[Candidate], search:
             outcome["worth"] += _worth(examiner, chosen.candidate, course.rows, seed)
         except BudgetReached as reached:
             outcome["stopped"] = outcome["stopped"] or reached.problem
-        outcome["chosen"] = {**_figures(chosen), **_block(chosen.candidate, examiner.settings, search)}
+        outcome["chosen"] = {**_figures(chosen), **_block(chosen.candidate)}
         outcome["chosen"]["is_present"] = chosen.candidate.key == own.key
         outcome["chosen"]["against_present"] = _interval(chosen.above(_first_rows(examiner, own, course.rows), seed))
     seen = [examiner.measured(candidate) for candidate in tried]
@@ -116,20 +115,19 @@ def _fresh(examiner: Examiner, chosen: Candidate, own: Candidate, rows: int, see
     }
 
 
-def _block(candidate: Candidate, settings: Settings, search: Search) -> dict[str, Any]:
-    """What a recipe says under `prototype` to have this pipeline: the steps, and what else the search varied."""
-    block: dict[str, Any] = {"steps": [dict(b) if isinstance(b, Mapping) else b for b in candidate.steps]}
-    block |= {"engine": candidate.engine} if search.engines else {}
-    block |= {"format": candidate.format} if search.formats else {}
-    block |= {"wording": candidate.wording} if candidate.wording != settings.wording else {}
-    return {"prototype": block}
+def _block(candidate: Candidate) -> dict[str, Any]:
+    """What a recipe says under `prototype` to have this pipeline, which may say other things by itself."""
+    steps = [dict(block) if isinstance(block, Mapping) else block for block in candidate.steps]
+    rest = {"engine": candidate.engine, "format": candidate.format, "wording": candidate.wording}
+    return {"prototype": {"steps": steps, **rest}}
 
 
 def _figures(one: Measured) -> dict[str, Any]:
     low, high = one.interval()
     means = {name: one.mean(name) for name in ("dollars", "seconds")}
     quality = {"exact": one.mean("hits"), "exact_low": low, "exact_high": high, "similarity": one.mean("similar")}
-    return {"key": one.candidate.key, "name": one.candidate.name, "n": one.n, **quality, **means}
+    once = {"calls": one.once.calls, "dollars": one.once.cost.dollars, "seconds": one.once.cost.seconds}
+    return {"key": one.candidate.key, "name": one.candidate.name, "n": one.n, **quality, **means, "once": once}
 
 
 def _interval(difference: tuple[float, float, float]) -> dict[str, float]:

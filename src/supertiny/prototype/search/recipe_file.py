@@ -12,6 +12,7 @@ from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import write_text
+from supertiny.prototype.settings import Settings
 
 SECTION = "prototype"
 
@@ -20,6 +21,19 @@ def as_yaml(block: Mapping[str, Any]) -> str:
     """The settings as they may be pasted into a recipe, a line each."""
     lines = [f"  {name}: {_flow(value)}" for name, value in block.items()]
     return "\n".join([f"{SECTION}:", *lines]) + "\n"
+
+
+def unsaid(path: Path, block: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the block that a recipe's file does not say by itself, and its steps in any case."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    said = values.get(SECTION) if isinstance(values, Mapping) else None
+    known = {**vars(Settings()), **(said if isinstance(said, Mapping) else {})}
+    return {name: value for name, value in block.items() if name == "steps" or _whole(value) != _whole(known.get(name))}
+
+
+def _whole(value: Any) -> Any:
+    """A method by its name alone, as a block."""
+    return {"method": value} if isinstance(value, str) else value
 
 
 def write_into(path: Path, block: Mapping[str, Any]) -> str:

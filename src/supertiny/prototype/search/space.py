@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
@@ -12,6 +12,7 @@ from supertiny.core.files import hash_of
 from supertiny.core.methods import Own, build, cards
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.settings import Settings
+from supertiny.prototype.steps._order import misplaced
 
 _EXAMPLES = (0, 3, 6, 10)
 _MOST = 300  # pipelines; of a larger space, first rounds alone take longer than anybody waits
@@ -49,11 +50,8 @@ class Candidate:
         return replace(settings, steps=self.steps, engine=self.engine, format=self.format, wording=self.wording)
 
     def without_each_step(self) -> list[tuple[str, Candidate]]:
-        """(step, the pipeline without it) for each of several steps."""
-        if len(self.steps) < 2:
-            return []
-        places = range(len(self.steps))
-        return [(_titled(self.steps[p]), replace(self, steps=self.steps[:p] + self.steps[p + 1 :])) for p in places]
+        """(step, the pipeline without it) for each of several steps, those within others too."""
+        return [(title, replace(self, steps=steps)) for title, steps in _without_each(self.steps)]
 
 
 def present(settings: Settings) -> Candidate:
@@ -74,6 +72,9 @@ def mistakes(search: Search, settings: Settings, own: Own | None = None) -> list
     for place, block in places:
         with gathered(errors):
             build("steps", block, place, own)
+    if not errors:
+        for n, steps in enumerate(search.steps or ()):
+            errors += misplaced([build("steps", block, own=own) for block in steps], f"optimise.steps.{n}")
     for name in ("steps", "examples"):
         if getattr(search, name) == ():
             errors.append(
@@ -97,10 +98,10 @@ def candidates(
 ) -> list[Candidate]:
     """Every pipeline of the space once, the recipe's own first; with these `wordings` alone beside it, where given.
 
-    The search must be without mistakes.
+    The search must be without mistakes. A wording's number is its place in the recipe, whatever is left out.
     """
-    tried = [settings.wording, *search.wordings] if wordings is None else wordings
-    texts = list(dict.fromkeys([settings.wording, *tried]))
+    texts = list(dict.fromkeys([settings.wording, *search.wordings]))
+    tried = texts if wordings is None else wordings
     engines = search.engines or (settings.engine,)
     formats = search.formats or (settings.format,)
     found: dict[str, Candidate] = {}
@@ -109,9 +110,10 @@ def candidates(
         built = [build("steps", block, own=own) for block in steps]
         note = _note(engine, form, texts.index(wording), search, texts)
         candidate = Candidate(tuple(steps), engine, form, wording, note)
-        # Two ways of saying the same thing are one pipeline; one that asks nothing is none, but for the recipe's own.
+        # Two ways of saying the same thing are one pipeline; one that asks nothing, or whose steps cannot follow each
+        # other, is none, but for the recipe's own.
         key = replace(candidate, steps=tuple(repr(step) for step in built)).key
-        if not found or sum(step.calls_per_request for step in built) > 0:
+        if not found or (sum(step.calls_per_request for step in built) > 0 and not misplaced(built, "")):
             found.setdefault(key, candidate)
 
     add(settings.steps, settings.engine, settings.format, settings.wording)
@@ -123,7 +125,7 @@ def candidates(
 def _pipelines(search: Search, settings: Settings) -> Iterator[tuple[Block, ...]]:
     examples, optional = search.examples, search.optional
     if search.steps is None:
-        own = tuple(block for block in settings.steps if _method(block) == "retrieve")[:1]
+        own = tuple(block for block in _all_steps(settings.steps) if _method(block) == "retrieve")[:1]
         examples = (*_EXAMPLES, *(_as_mapping(block) for block in own)) if examples is None else examples
         optional = _optional(settings) if optional is None else optional
         if "plain" in cards("steps"):
@@ -131,15 +133,15 @@ def _pipelines(search: Search, settings: Settings) -> Iterator[tuple[Block, ...]
     for pipeline in search.steps or (settings.steps,):
         for shown in examples or (None,):
             for chosen in product(*_alternatives(optional or ())):
-                steps = tuple(_with_examples(pipeline, shown))
+                steps = _with_examples(pipeline, shown)
                 for method, block in chosen:
-                    steps = tuple(_with_step(steps, method, block))
+                    steps = _with_step(steps, method, block)
                 yield steps
 
 
 def _optional(settings: Settings) -> tuple[Block, ...]:
     """The recipe's steps that can be left out, and those that are always worth a try."""
-    names = [_method(block) for block in settings.steps]
+    names = [_method(block) for block in _all_steps(settings.steps)]
     own = [name for name in names if name not in _ESSENTIAL] if _ESSENTIAL & {*names} - {"retrieve"} else []
     return (*dict.fromkeys([*own, *_ADDED]),)
 
@@ -153,31 +155,80 @@ def _alternatives(optional: Sequence[Block]) -> list[list[tuple[str, Block | Non
     return list(by_method.values())
 
 
-def _with_examples(steps: Sequence[Block], shown: int | Mapping[str, Any] | None) -> Iterator[Block]:
-    """The pipeline with this choice of examples; None leaves it as it is."""
-    places = [place for place, block in enumerate(steps) if _method(block) == "retrieve"]
-    if shown is not None and shown != 0 and not places:
-        yield _retrieve("retrieve", shown)
-    for place, block in enumerate(steps):
-        if shown is None or place not in places:
-            yield block
-        elif shown != 0:
-            yield _retrieve(block, shown)
+def _with_examples(steps: Sequence[Block], shown: int | Mapping[str, Any] | None) -> tuple[Block, ...]:
+    """The pipeline with this choice of examples; None leaves it as it is.
+
+    Where it had none they come first: within a step that has steps of its own, as that starts from the bare request.
+    """
+    if shown is None:
+        return tuple(steps)
+
+    def chosen(block: Block) -> list[Block]:
+        if _method(block) != "retrieve":
+            return [block]
+        return [] if shown == 0 else [_retrieve(block, shown)]
+
+    if shown == 0 or any(_method(block) == "retrieve" for block in _all_steps(steps)):
+        return _each(steps, chosen)
+    first = _retrieve("retrieve", shown)
+    if any(map(_inner, steps)):
+        return tuple(_with_inner(block, (first, *_inner(block))) if _inner(block) else block for block in steps)
+    return (first, *steps)
 
 
 def _retrieve(block: Block, shown: int | Mapping[str, Any]) -> Block:
     return dict(shown) if isinstance(shown, Mapping) else {**_as_mapping(block), "examples": shown}
 
 
-def _with_step(steps: Sequence[Block], method: str, block: Block | None) -> Iterator[Block]:
+def _with_step(steps: Sequence[Block], method: str, block: Block | None) -> tuple[Block, ...]:
     """The pipeline with the step in its place, or at its end; without it where the block is None."""
-    for known in steps:
+    if block is not None and method not in [_method(known) for known in _all_steps(steps)]:
+        return (*steps, block)
+
+    def chosen(known: Block) -> list[Block]:
         if _method(known) != method:
-            yield known
-        elif block is not None:
-            yield known if isinstance(block, str) else block
-    if block is not None and method not in [_method(known) for known in steps]:
+            return [known]
+        return [] if block is None else [known if isinstance(block, str) else block]
+
+    return _each(steps, chosen)
+
+
+def _inner(block: Block) -> tuple[Block, ...]:
+    """The steps within a step, as its block or its defaults have them."""
+    said = _as_mapping(block).get("steps")
+    card = cards("steps").get(_method(block))  # a step that the task brings along says its own itself
+    if said is None and card is not None:
+        said = next((one.default for one in fields(card.load()) if one.name == "steps"), ())
+    return tuple(said) if isinstance(said, list | tuple) else ()
+
+
+def _with_inner(block: Block, steps: Sequence[Block]) -> Block:
+    return {**_as_mapping(block), "steps": list(steps)}
+
+
+def _all_steps(steps: Sequence[Block]) -> Iterator[Block]:
+    """The steps in order, each followed by those within it."""
+    for block in steps:
         yield block
+        yield from _all_steps(_inner(block))
+
+
+def _each(steps: Sequence[Block], chosen: Callable[[Block], list[Block]]) -> tuple[Block, ...]:
+    """The steps, those within others too, with what `chosen` has in place of each."""
+    found: list[Block] = []
+    for block in steps:
+        inner = _each(_inner(block), chosen)
+        found += chosen(block if inner == _inner(block) else _with_inner(block, inner))
+    return tuple(found)
+
+
+def _without_each(steps: Sequence[Block]) -> Iterator[tuple[str, tuple[Block, ...]]]:
+    for place, block in enumerate(steps):
+        before, after = tuple(steps[:place]), tuple(steps[place + 1 :])
+        if len(steps) > 1:
+            yield _titled(block), before + after
+        for title, inner in _without_each(_inner(block)):
+            yield f"{title} within {_method(block)}", (*before, _with_inner(block, inner), *after)
 
 
 def _note(engine: Block, form: Block, wording: int, search: Search, texts: Sequence[str]) -> str:
@@ -189,7 +240,10 @@ def _note(engine: Block, form: Block, wording: int, search: Search, texts: Seque
 
 
 def _titled(block: Block) -> str:
-    settings = ", ".join(f"{name}={value}" for name, value in _as_mapping(block).items() if name != "method")
+    said = {name: value for name, value in _as_mapping(block).items() if name != "method"}
+    if isinstance(said.get("steps"), list | tuple):
+        said["steps"] = f"[{' + '.join(map(_titled, said['steps']))}]"
+    settings = ", ".join(f"{name}={value}" for name, value in said.items())
     return f"{_method(block)}({settings})" if settings else _method(block)
 
 

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from supertiny.core.errors import UserError
-from supertiny.prototype.search.recipe_file import as_yaml, write_into
+from supertiny.prototype.search.recipe_file import as_yaml, unsaid, write_into
 
 _SHOWN = 16  # pipelines
+_COLUMNS = ("exact %", "95 %", "n", "s a request", "$ per 1,000", "once")
 
 
 def print_outcome(outcome: Mapping[str, Any], console: Console) -> None:
@@ -40,7 +41,7 @@ def print_choice(outcome: Mapping[str, Any], recipe: Path, write: bool, overridd
     if chosen["is_present"] and not overridden:
         print(f"the recipe's own pipeline is the best of these: {recipe} stays as it is")
         return
-    block = chosen["prototype"]
+    block = unsaid(recipe, chosen["prototype"])
     print(f"\n{as_yaml(block)}", end="")
     if write:
         changes = write_into(recipe, block)
@@ -57,7 +58,7 @@ def _pipelines(outcome: Mapping[str, Any]) -> Table:
     shown += rest[: max(0, _SHOWN - len(shown))]
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     table.add_column("* Pareto front", overflow="fold")
-    for column in ("exact %", "95 %", "n", "s a request", "$ per 1,000", "against the recipe's, 95 %"):
+    for column in (*_COLUMNS, "against the recipe's, 95 %"):
         table.add_column(column, justify="right", no_wrap=True)
     for entry in sorted(shown, key=lambda e: (-e["n"], -e["exact"], e["seconds"])):
         marks = "*" if entry["front"] else " "
@@ -75,7 +76,7 @@ def _pipelines(outcome: Mapping[str, Any]) -> Table:
 def _steps(outcome: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("chosen pipeline without", overflow="fold")
-    for column in ("exact %", "95 %", "n", "s a request", "$ per 1,000", "the step adds, 95 %"):
+    for column in (*_COLUMNS, "the step adds, 95 %"):
         table.add_column(column, justify="right", no_wrap=True)
     for line in outcome["worth"]:
         table.add_row(escape(line["step"]), *_cells(line), _difference(line["worth"]))
@@ -115,7 +116,10 @@ def _words(outcome: Mapping[str, Any]) -> list[str]:
 def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     interval = f"{100 * entry['exact_low']:.1f}–{100 * entry['exact_high']:.1f}"
     dollars = f"{1000 * entry['dollars']:.3g}" if entry["dollars"] else "0"
-    return f"{100 * entry['exact']:.1f}", interval, str(entry["n"]), f"{entry['seconds']:.3g}", dollars
+    once = entry["once"]
+    paid = f", ${once['dollars']:.3g}" if once["dollars"] else ""
+    prepared = f"{once['seconds']:.3g} s{paid}" if once["calls"] else "–"
+    return f"{100 * entry['exact']:.1f}", interval, str(entry["n"]), f"{entry['seconds']:.3g}", dollars, prepared
 
 
 def _share(entry: Mapping[str, Any]) -> str:

@@ -5,27 +5,28 @@ So they go through the run's ledger as all model calls do: each text is paid onc
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import httpx
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from supertiny.core.errors import UserError
+from supertiny.core.ledger import Ledger
+from supertiny.core.payments import Payments
 from supertiny.core.prices import price_of
 from supertiny.core.protocols import Done
 from supertiny.core.records import Completion, Grammar, Price, Prompt, Sampling, TokenScores
+from supertiny.engines._openai_calls import Caller, Session
+from supertiny.engines._openai_wire import MalformedError
+from supertiny.engines.openai import OpenAI
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.steps._neighbours import Vectors
-
-if TYPE_CHECKING:
-    from openai.types import CreateEmbeddingResponse
-
-_BATCH = 64  # texts of one request
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,31 @@ class Embedder:
     base_url: str = "https://api.openai.com/v1"
     """Address of the API, up to and with its version."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; a server that asks for none gets the word "none"."""
+    """Environment variable that holds the key; without it requests go without a key."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time for one try of one request."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """Tries after the first, where the server is busy or cannot be reached."""
+    """Tries after the first, where the server fails or is cut off."""
     dollars_per_million_in: float | None = None
     """Price of tokens, in place of the looked-up one."""
 
     def open(self) -> _Embeddings:
-        """The engine; nothing is sent yet. Raises UserError where nobody knows the price."""
+        """The engine; nothing is sent yet. Raises UserError where address, key or price is missing."""
+        more = {"timeout_seconds": self.timeout_seconds, "retries": self.retries}
+        client = OpenAI(self.model, self.base_url, self.api_key_env, **more)  # type: ignore[arg-type]
+        return _Embeddings(Caller(client, client.key()), self.price())
+
+    def price(self) -> Price:
+        """What tokens cost. Raises UserError where nobody knows it."""
         if self.dollars_per_million_in is not None:
-            return _Embeddings(self, Price(dollars_per_million_in=self.dollars_per_million_in))
+            return Price(dollars_per_million_in=self.dollars_per_million_in)
         price = price_of(self.model, self.base_url)
         if price is None:
             raise UserError(
                 f"nobody knows the price of {self.model!r} at {self.base_url}",
                 "set dollars_per_million_in in the embedder, or write ~/.config/supertiny/prices.yaml",
             )
-        return _Embeddings(self, price)
+        return price
 
 
 def embedded(traces: Sequence[Trace], bench: Bench) -> tuple[list[Trace], Vectors]:
@@ -75,9 +82,9 @@ def embedded(traces: Sequence[Trace], bench: Bench) -> tuple[list[Trace], Vector
 class _Embeddings:
     """An engine whose completion of a text is the text's vector: float32, little end first, in base64."""
 
-    def __init__(self, settings: Embedder, price: Price) -> None:
-        self._settings = settings
-        self.name = f"embeddings:{settings.base_url.rstrip('/')}:{settings.model}"
+    def __init__(self, caller: Caller, price: Price) -> None:
+        self.caller = caller
+        self.name = f"embeddings:{caller.base_url}:{caller.settings.model}"
         self.price = price
 
     def complete(
@@ -88,26 +95,33 @@ class _Embeddings:
         done: Done | None = None,
     ) -> list[Completion]:
         """Raises UserError where the server refuses, stays busy, or answers with something else than vectors."""
-        import openai
+        ledger = Ledger(Path(":memory:"))
+        try:
+            return ledger.wrap(self, "embedding").complete(prompts, sampling, grammar, done)
+        finally:
+            ledger.close()
 
-        settings, written = self._settings, list[Completion]()
-        key = os.environ.get(settings.api_key_env, "").strip() or "none"
-        url, seconds, retries = settings.base_url, settings.timeout_seconds, settings.retries
-        with openai.OpenAI(api_key=key, base_url=url, timeout=seconds, max_retries=retries) as client:
-            for start in range(0, len(prompts), _BATCH):
-                texts = [prompt.text for prompt in prompts[start : start + _BATCH]]
-                began = time.monotonic()
-                try:
-                    got = client.embeddings.create(model=settings.model, input=texts, encoding_format="float")
-                    completions = _read(got, texts, time.monotonic() - began)
-                except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
-                    hint = "is base_url an API's address, the key right, and the server well? See retrieve's embedder"
-                    raise UserError(f"{self.name}: no vectors: {str(error) or type(error).__name__}", hint) from error
-                for completion in completions:
-                    written.append(completion)
-                    if done:
-                        done(len(written) - 1, completion)
-        return written
+    def complete_paid(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        grammar: Sequence[Grammar | None] | None,
+        done: Done,
+        payments: Payments,
+    ) -> list[Completion]:
+        """As `complete`, each text on its own, so that each try of it can be told to the account."""
+        url = f"{self.caller.base_url}/embeddings"
+
+        def read(response: httpx.Response, seconds: float) -> Completion:
+            return _read(self.caller.json_of(response), seconds)
+
+        async def one(session: Session, index: int) -> Completion:
+            body = {"model": self.caller.settings.model, "input": prompts[index].text, "encoding_format": "float"}
+            completion = await self.caller.post(session, index, url, body, read, paid=True)
+            done(index, completion)
+            return completion
+
+        return asyncio.run(self.caller.gather(len(prompts), one, payments))
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         raise UserError(f"{self.name} gives vectors, no log-probabilities")
@@ -116,22 +130,14 @@ class _Embeddings:
         """Nothing is held open."""
 
 
-def _read(got: CreateEmbeddingResponse, texts: Sequence[str], seconds: float) -> list[Completion]:
-    """One completion per text, the tokens of the batch shared out by length.
-
-    Raises AttributeError, TypeError or ValueError where the server has answered with something else.
-    """
-    rows = sorted(got.data, key=lambda row: row.index)
-    if [row.index for row in rows] != list(range(len(texts))):
-        raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
-    tokens = getattr(getattr(got, "usage", None), "prompt_tokens", None) or 0  # some servers do not count
-    lengths = np.array([len(text.encode(errors="replace")) + 1 for text in texts])
-    ends = np.rint(np.cumsum(lengths) / lengths.sum() * tokens).astype(int)
-    completions = []
-    for row, share in zip(rows, np.diff(ends, prepend=0), strict=True):
-        vector = np.asarray(row.embedding, dtype="<f4")
-        if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
-            raise ValueError("a vector that is none")
-        text = base64.b64encode(vector.tobytes()).decode()
-        completions.append(Completion(text, tokens_in=int(share), seconds=seconds / len(texts)))
-    return completions
+def _read(got: Any, seconds: float) -> Completion:
+    """The vector in a response's body. Raises MalformedError."""
+    try:
+        (row,) = got["data"]
+        vector = np.asarray(row["embedding"], dtype="<f4")
+        tokens = int((got.get("usage") or {}).get("prompt_tokens") or 0)  # some servers do not count
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MalformedError(f"no vectors: {error}") from error
+    if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
+        raise MalformedError("no vectors: a vector that is none")
+    return Completion(base64.b64encode(vector.tobytes()).decode(), tokens_in=tokens, seconds=seconds)

@@ -20,11 +20,11 @@ _SHOWN_CHARACTERS = 400  # of a result, to a model
 
 
 def carried_out(traces: Sequence[Trace], task: Task, seconds: float, at_once: int) -> list[Trace]:
-    """The traces with a result for each call that had none, and with references replaced by what they stand for.
+    """The traces with a result for each call that had none, and with a plan's references replaced by what they are.
 
     Calls that wait for nothing go first, those of all traces together; then those that waited for them, and so on. A
-    call with a reference that stands for nothing is never carried out: its result is an error. Raises UserError where
-    the task has no function to call.
+    plan's call with a reference that stands for nothing is never carried out: its result is an error. In calls that
+    `plan` has not written, $5 is money. Raises UserError where the task has no function to call.
     """
     if task.execute is None:
         raise UserError(f"{task.folder / 'hooks.py'} has no function execute(request_text, call)", "write one")
@@ -56,10 +56,10 @@ class _Running:
             ready: dict[int, Call] = {}
             failed: dict[int, Result] = {}
             for number, call in self.calls.items():
-                if number in self.results or not waits_for(call, self._said) <= self.results.keys():
+                if number in self.results or not self._waits_for(call) <= self.results.keys():
                     continue
                 try:
-                    ready[number] = resolved(call, self._said, self.results)
+                    ready[number] = resolved(call, self._said, self.results) if self.trace.planned else call
                 except LookupError as error:
                     failed[number] = Result(call, None, str(error))
             if not failed:
@@ -70,9 +70,12 @@ class _Running:
     def finished(self) -> Trace:
         if not self.trace.calls:
             return self.trace
-        problem = plan_problem(self.trace.calls, self._said)
+        problem = plan_problem(self.trace.calls, self._said) if self.trace.planned else ""
         results = [self.results.get(number) or Result(call, None, problem) for number, call in self.calls.items()]
-        return replace(self.trace, calls=tuple(self.calls.values()), results=tuple(results))
+        return replace(self.trace, calls=tuple(self.calls.values()), results=tuple(results), planned=False)
+
+    def _waits_for(self, call: Call) -> set[int]:
+        return waits_for(call, self._said) if self.trace.planned else set()
 
 
 def _results(jobs: Sequence[tuple[Request, Call]], hook: Execute, seconds: float, at_once: int) -> list[Result]:

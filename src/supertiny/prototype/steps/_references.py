@@ -1,4 +1,4 @@
-"""Calls that refer to each other's results: who waits for whom, and what a reference stands for.
+"""Calls of a plan, which may refer to each other's results: who waits for whom, and what a reference stands for.
 
 A reference is a whole text, $1 or $1.name, or stands in braces within one, ${1.name}. What the request itself says,
 such as a price of $5, is none.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from supertiny.core.records import Call, Request, said
-from supertiny.prototype.bench import Result
+from supertiny.core.records import Call, Request, Tool, said
+from supertiny.core.verifying import schema_problem
+
+if TYPE_CHECKING:
+    from supertiny.prototype.bench import Result
 
 WHOLE = r"\$(?:\{(\d+)\}|(\d+))((?:\.\w+)*)"  # $1, $1.name, ${1}
 _WHOLE = re.compile(WHOLE)
@@ -29,8 +32,11 @@ def waits_for(call: Call, said: str) -> set[int]:
     return {number for text in _texts(call.arguments) if not _is_said(text, said) for number in _numbers(text)}
 
 
-def plan_problem(calls: Sequence[Call], said: str) -> str:
-    """Why these calls cannot be carried out in any order, in words; empty where they can."""
+def plan_problem(calls: Sequence[Call], said: str, tools: Sequence[Tool] = ()) -> str:
+    """Why these calls cannot be carried out in any order, in words; empty where they can.
+
+    With `tools`, also what their schemas say of the calls, whatever the references will become.
+    """
     waits = [waits_for(call, said) for call in calls]
     for number, needed in enumerate(waits, 1):
         for other in sorted(needed):
@@ -43,7 +49,20 @@ def plan_problem(calls: Sequence[Call], said: str) -> str:
             stuck = [str(number) for number in range(1, len(calls) + 1) if number not in done]
             return f"calls {', '.join(stuck)} wait for each other" if stuck[1:] else f"call {stuck[0]} waits for itself"
         done |= ready
-    return ""
+    known = {tool.name: tool for tool in opened(tools)}
+    return next((problem for call in calls if (problem := schema_problem(call, known))), "") if known else ""
+
+
+def opened(tools: Sequence[Tool]) -> list[Tool]:
+    """The same functions, whose arguments may also be references."""
+    free = {"type": "string", "pattern": f"^{WHOLE}$"}
+    return [with_properties(tool, lambda schema: {"anyOf": [schema, free]}) for tool in tools]
+
+
+def with_properties(tool: Tool, change: Callable[[Any], Any]) -> Tool:
+    """The function with another schema for each of its arguments."""
+    properties = {name: change(schema) for name, schema in tool.parameters.get("properties", {}).items()}
+    return Tool(tool.name, tool.description, {**tool.parameters, "properties": properties})
 
 
 def resolved(call: Call, said: str, results: Mapping[int, Result]) -> Call:
@@ -51,7 +70,31 @@ def resolved(call: Call, said: str, results: Mapping[int, Result]) -> Call:
 
     Raises LookupError where there is no such result or part of one, or its call failed.
     """
-    return Call(call.tool, {name: _resolved(value, said, results) for name, value in call.arguments.items()})
+
+    def part(number: int, path: str) -> Any:
+        return _part(number, path, results)
+
+    return _rewritten(call, said, part, lambda number, path: _written(part(number, path)))
+
+
+def left_after(calls: Sequence[Call], dropped: Collection[int], said: str) -> dict[int, Call]:
+    """The plan without the calls of these numbers, but for those that a call which stays waits for.
+
+    Gives the calls that stay by their old numbers; their references have the new ones.
+    """
+    waits = {number: waits_for(call, said) for number, call in enumerate(calls, 1)}
+    stay = waits.keys() - set(dropped)
+    while more := {other for number in stay for other in waits[number] if other in waits} - stay:
+        stay |= more
+    numbers = {old: new for new, old in enumerate(sorted(stay), 1)}
+
+    def whole(number: int, path: str) -> str:
+        return f"${numbers.get(number, number)}{path}"
+
+    def within(number: int, path: str) -> str:
+        return f"${{{numbers.get(number, number)}{path}}}"
+
+    return {number: _rewritten(calls[number - 1], said, whole, within) for number in sorted(stay)}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -78,17 +121,22 @@ def _numbers(text: str) -> Iterator[int]:
         yield from (int(found[1]) for found in _WITHIN.finditer(text))
 
 
-def _resolved(value: Any, said: str, results: Mapping[int, Result]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _resolved(item, said, results) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolved(item, said, results) for item in value]
-    if not isinstance(value, str) or _is_said(value, said):
-        return value
-    whole = _WHOLE.fullmatch(value)
-    if whole:
-        return _part(int(whole[1] or whole[2]), whole[3], results)
-    return _WITHIN.sub(lambda found: _written(_part(int(found[1]), found[2], results)), value)
+def _rewritten(call: Call, said: str, whole: Callable[[int, str], Any], within: Callable[[int, str], str]) -> Call:
+    """The call with `whole(number, path)` for each reference, and with `within` for one inside a longer text."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: changed(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [changed(item) for item in value]
+        if not isinstance(value, str) or _is_said(value, said):
+            return value
+        found = _WHOLE.fullmatch(value)
+        if found:
+            return whole(int(found[1] or found[2]), found[3])
+        return _WITHIN.sub(lambda found: within(int(found[1]), found[2]), value)
+
+    return Call(call.tool, changed(call.arguments))
 
 
 def _part(number: int, path: str, results: Mapping[int, Result]) -> Any:

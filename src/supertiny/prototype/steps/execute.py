@@ -25,8 +25,8 @@ from supertiny.prototype.steps._executing import carried_out, told
 class Execute:
     """Calls that have a result already are not carried out again; a run that goes on carries out again what it redoes.
 
-    References such as $1 become the results that they stand for; independent calls are carried out together. A call
-    that failed is dropped when the model, shown the failure, calls the same function anew.
+    In a plan, $1 becomes the result that it stands for; independent calls are carried out together. A call that
+    failed is dropped when the model, shown the failure, calls the same function anew.
     """
 
     seconds: Annotated[float, Field(gt=0)] = 10.0

@@ -33,7 +33,7 @@ class Mark:
     """One completion per request, and a second one where the first says something else than the request.
 
     The examples that `retrieve` found stand last, as turns, where they are of the functions in question. An answer
-    that was there before stays where the second completion cannot be read either.
+    that was there before stays where it has several calls, or the second completion cannot be read either.
     """
 
     examples: int = 32
@@ -45,11 +45,9 @@ class Mark:
 
     def run(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         done = list(traces)
-        places = [place for place, trace in enumerate(traces) if trace.tool != ""]
-        rows = own_rows(bench)
-        one_call = all(len(row.answer.calls) < 2 for row in rows if row.answer)
-        prompts = self._prompts([traces[place] for place in places], rows, one_call, bench)
-        sampling = Sampling(self.max_tokens, stop=("\n",) if one_call and rows else ())
+        places = [place for place, trace in enumerate(traces) if trace.tool != "" and len(trace.calls or ()) < 2]
+        prompts = self._prompts([traces[place] for place in places], bench)
+        sampling = Sampling(self.max_tokens, stop=("\n\n",))  # calls stand on a line each
         for _ in range(2 if bench.spends else 1):
             paid, written = bench.complete([done[place] for place in places], prompts, sampling)
             found = [_read(trace, one, bench) for trace, one in zip(paid, written, strict=True)]
@@ -61,7 +59,8 @@ class Mark:
             places = [places[number] for number in left]
         return done
 
-    def _prompts(self, traces: Sequence[Trace], rows: Sequence[Example], one_call: bool, bench: Bench) -> list[Prompt]:
+    def _prompts(self, traces: Sequence[Trace], bench: Bench) -> list[Prompt]:
+        rows = own_rows(bench)
         parts = part_of(rows, bench.seed)
         systems: dict[tuple[tuple[str, ...], int | None, bool], str] = {}
         prompts = []
@@ -71,7 +70,7 @@ class Mark:
             if is_own or (names, part, is_own) not in systems:
                 # A labelled row sees those of other parts, so that rows of one part share a prompt.
                 seen = [] if is_own else [row for row in _of(rows, names) if parts[row.request.id] != part]
-                systems[names, part, is_own] = self._system(tools, seen, one_call, bench)
+                systems[names, part, is_own] = self._system(tools, seen, bench)
             turns: list[Message] = []
             for row in _of(trace.examples, names):
                 turns += [*row.request.messages, {"role": "assistant", "content": _written(row)}]
@@ -79,9 +78,8 @@ class Mark:
             prompts.append(Prompt((system, *turns, *trace.request.messages), shared=1))
         return prompts
 
-    def _system(self, tools: Sequence[Tool], rows: Sequence[Example], one_call: bool, bench: Bench) -> str:
-        lines = [bench.task.description.strip(), _RULES]
-        lines += [] if one_call and rows else [_SEVERAL]
+    def _system(self, tools: Sequence[Tool], rows: Sequence[Example], bench: Bench) -> str:
+        lines = [bench.task.description.strip(), _RULES, _SEVERAL]
         for tool in tools:
             about = f": {tool.description.strip()}" if tool.description else ""
             lines += ["", f"Function {tool.name}{about}", "Arguments:", *_arguments(tool, rows)]

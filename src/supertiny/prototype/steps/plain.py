@@ -43,7 +43,7 @@ class Plain:
 def _read(completion: Completion, form: Format, tools: Sequence[Tool]) -> Answer | None:
     """The answer, or None where it cannot be read. Words that were cut off are no call; calls that were, no answer."""
     try:
-        read = typed(form.decode(completion.text), {tool.name: tool for tool in tools})
+        read = typed(form.decode(completion.text.removesuffix(form.stop)), {tool.name: tool for tool in tools})
     except ValueError:
         return None
     return read if completion.finish == "stop" or not read.calls else None

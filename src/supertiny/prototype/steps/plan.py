@@ -9,16 +9,15 @@ Differs from the paper: calls are numbered by their order in the answer; a plan 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from supertiny.core.protocols import Format
 from supertiny.core.records import Answer, Grammar, Prompt, Request, Sampling, Tool
 from supertiny.core.scoring import typed
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.prompting import going_on
-from supertiny.prototype.steps._references import WHOLE, plan_problem, said_in
+from supertiny.prototype.steps._references import opened, plan_problem, said_in, with_properties
 
 _RULES = (
     "Calls are numbered from 1 in the order in which you write them. Where an argument is the result of another call, "
@@ -58,8 +57,8 @@ class Plan:
     def _asked(self, traces: Sequence[Trace], prompts: Sequence[Prompt], bench: Bench) -> list[Trace]:
         known = [bench.tools_of(trace) for trace in traces]
         at = replace(bench, form=_Numbered(bench.form))
-        drawn = at.call(traces, prompts, Sampling(self.max_tokens), [_opened(tools) for tools in known])
-        return [_typed(trace, tools) for trace, tools in zip(drawn, known, strict=True)]
+        drawn = at.call(traces, prompts, Sampling(self.max_tokens), [opened(tools) for tools in known])
+        return [_read(trace, tools) for trace, tools in zip(drawn, known, strict=True)]
 
 
 class _Numbered:
@@ -81,19 +80,8 @@ class _Numbered:
     def grammar(self, tools: Sequence[Tool]) -> Grammar | None:
         """Of opened functions; references are $1 to $9 and have no parts, which is what a grammar can state."""
         few = {"enum": [f"${number}" for number in range(1, 10)]}
-        known = [_with_properties(tool, lambda schema: {"anyOf": [schema["anyOf"][0], few]}) for tool in tools]
+        known = [with_properties(tool, lambda schema: {"anyOf": [schema["anyOf"][0], few]}) for tool in tools]
         return self._form.grammar(known)
-
-
-def _opened(tools: Sequence[Tool]) -> list[Tool]:
-    """The same functions, whose arguments may also be references."""
-    free = {"type": "string", "pattern": f"^{WHOLE}$"}
-    return [_with_properties(tool, lambda schema: {"anyOf": [schema, free]}) for tool in tools]
-
-
-def _with_properties(tool: Tool, change: Callable[[Any], Any]) -> Tool:
-    properties = {name: change(schema) for name, schema in tool.parameters.get("properties", {}).items()}
-    return Tool(tool.name, tool.description, {**tool.parameters, "properties": properties})
 
 
 def _prompt(trace: Trace, bench: Bench) -> Prompt:
@@ -111,7 +99,8 @@ def _problem(trace: Trace) -> str:
     return plan_problem(trace.calls or (), said_in(trace.request))
 
 
-def _typed(trace: Trace, tools: Sequence[Tool]) -> Trace:
+def _read(trace: Trace, tools: Sequence[Tool]) -> Trace:
+    """The trace whose calls may refer to each other, with arguments of the kinds that the functions name."""
     if trace.calls is None:
         return trace
-    return replace(trace, calls=typed(Answer(trace.calls), {tool.name: tool for tool in tools}).calls)
+    return replace(trace, calls=typed(Answer(trace.calls), {tool.name: tool for tool in tools}).calls, planned=True)

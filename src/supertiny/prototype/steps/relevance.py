@@ -17,6 +17,7 @@ from pydantic import Field
 
 from supertiny.core.records import Completion, Message, Prompt, Sampling, Tool
 from supertiny.prototype.bench import Bench, StepCost, Trace
+from supertiny.prototype.steps._references import left_after, said_in
 
 _SYSTEM = "You judge whether a function does what a request asks for. Answer yes or no."
 _SHOWN = 4  # questions about labelled rows that stand before each question, half of them with yes
@@ -60,11 +61,17 @@ def _called(trace: Trace, bench: Bench) -> list[Tool]:
 
 
 def _without(trace: Trace, names: set[str]) -> Trace:
-    kept = [place for place, call in enumerate(trace.calls or ()) if call.tool not in names]
+    """Without the calls of these functions, but for those whose results a plan still needs."""
     if not names:
         return trace
-    results = tuple(trace.results[place] for place in kept if place < len(trace.results))
-    return replace(trace, calls=tuple((trace.calls or ())[place] for place in kept), results=results)
+    calls = trace.calls or ()
+    dropped = {number for number, call in enumerate(calls, 1) if call.tool in names}
+    if trace.planned:
+        kept = left_after(calls, dropped, said_in(trace.request))
+    else:
+        kept = {number: call for number, call in enumerate(calls, 1) if number not in dropped}
+    results = tuple(trace.results[number - 1] for number in kept if number <= len(trace.results))
+    return replace(trace, calls=tuple(kept.values()), results=results)
 
 
 def _known(count: int, bench: Bench) -> list[tuple[_Question, bool]]:

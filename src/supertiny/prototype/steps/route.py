@@ -27,7 +27,8 @@ _LEAST_REQUESTS = 8  # a mean over fewer says nothing
 class Route:
     """One short completion per request; what it has read of the prompt is reused by `fill`.
 
-    A request that needs several functions keeps them: `fill` accepts further calls beside the chosen function's.
+    Of candidates that an earlier step left it chooses one. A request that needs several functions keeps them: `fill`
+    accepts further calls beside the chosen function's.
     `logprob` reads a prompt for each function: it suits few functions, or engines that share what they have read. The
     engine openvino does not, and loads its model anew whenever scoring and writing take turns.
     """
@@ -58,7 +59,7 @@ class Route:
 
     def _by_grammar(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
         none = bench.form.write(Answer())
-        names = [[tool.name for tool in bench.tools_of(trace)] for trace in traces]
+        names = [_names(trace, bench) for trace in traces]
         ways = ["|".join(re.escape(word) for word in [*known, none]) for known in names]
         grammars = [Grammar("regex", f"({way})") for way in ways]
         prompts = [bench.prompt(trace) for trace in traces]
@@ -67,11 +68,13 @@ class Route:
         for trace, known, completion in zip(traces, names, done, strict=True):
             word = completion.text.strip()
             tool = "" if word == none else word if word in known else None  # None: `fill` chooses among all
-            routed.append(replace(trace, tool=tool, calls=() if tool == "" else None, raw=completion.text))
+            left = trace.candidates if tool is None else ()
+            calls = () if tool == "" else None
+            routed.append(replace(trace, tool=tool, candidates=left, calls=calls, raw=completion.text))
         return routed
 
     def _by_logprob(self, traces: Sequence[Trace], bench: Bench) -> list[Trace]:
-        labels = [("", *(tool.name for tool in bench.tools_of(trace))) for trace in traces]
+        labels = [("", *_names(trace, bench)) for trace in traces]
         paid, shares = label_shares(traces, labels, bench)
         if self.calibrate:
             shares = _calibrated_together(labels, shares)
@@ -81,10 +84,16 @@ class Route:
         order = [names[place] for place in np.argsort(-shares, kind="stable")]
         if self.keep == 1:
             tool = order[0]
-            return replace(trace, tool=tool, calls=None if tool else (), raw=tool or none)
+            return replace(trace, tool=tool, candidates=(), calls=None if tool else (), raw=tool or none)
         # Whether a call is made at all is left to `fill`: it may write none whatever the candidates are.
         kept = tuple(name for name in order[: self.keep] if name)
         return replace(trace, tool=None, candidates=kept, calls=None, raw=" ".join(kept))
+
+
+def _names(trace: Trace, bench: Bench) -> list[str]:
+    """The functions to choose from: those that an earlier step has left, or all."""
+    names = [tool.name for tool in bench.tools_of(trace)]
+    return [name for name in names if not trace.candidates or name in trace.candidates]
 
 
 def _calibrated_together(labels: Sequence[tuple[str, ...]], shares: Sequence[Shares]) -> list[Shares]:
