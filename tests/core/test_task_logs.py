@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from supertiny.core.errors import UserError
+from supertiny.core.records import Call
 from supertiny.core.task import DESCRIPTION, load_task
 from supertiny.core.task_import import new_from_logs
 
@@ -65,3 +69,40 @@ def test_a_system_message_that_all_logs_share_becomes_the_description(tmp_path: 
     assert same.labelled[0].answer.calls[0].tool == "TurnOn"
     assert other.description == DESCRIPTION
     assert [message["role"] for message in other.labelled[0].request.messages] == ["system", "user"]
+
+
+def test_older_logs_and_answers_beside_a_conversation(tmp_path: Path) -> None:
+    def words(number: int) -> str:
+        return f"{'abcdefghijklmnopqrstuvwxyz'[number] * 9} {number * 7919}"
+
+    go = {"name": "Go", "arguments": '{"to": "bed"}'}
+    takes = {"type": "object", "properties": {"to": {"type": "string"}}}
+    logs: list[dict[str, Any]] = []
+    for number in range(16):
+        asked = [
+            {"role": "developer", "content": f"It is {number} o'clock."},
+            {"role": "user", "content": words(number)},
+        ]
+        if number % 2:  # what OpenAI wrote before tool_calls
+            answer = {"role": "assistant", "content": None, "function_call": go}
+            logs.append(
+                {
+                    "messages": [*asked, answer],
+                    "functions": [{"name": "Go", "description": "Goes.", "parameters": takes}],
+                }
+            )
+        else:  # an earlier turn was answered; this answer stands beside
+            before = [{"role": "user", "content": f"hello {words(number)}"}, {"role": "assistant", "content": "yes?"}]
+            logs.append({"messages": [*before, *asked], "tool_calls": [{"function": go}]})
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, logs)))
+    new_from_logs(tmp_path / "logs.jsonl", tmp_path / "task")
+    task = load_task(tmp_path / "task")
+    rows = [*task.labelled, *task.valid, *task.test]
+    assert all(e.answer is not None and e.answer.calls == (Call("Go", {"to": "bed"}),) for e in rows)
+    assert {len(e.request.messages) for e in rows} <= {2, 4}
+    assert task.tools[0].description == "Goes."
+
+    logs[3]["messages"][-1] = {"role": "assistant", "content": None}
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, logs)))
+    with pytest.raises(UserError, match=r"row 4: .*without words and calls"):
+        new_from_logs(tmp_path / "logs.jsonl", tmp_path / "broken")

@@ -38,7 +38,7 @@ class Leak:
 
 def asked_text(messages: Sequence[Message]) -> str:
     """What is compared of a request: all that was said, without the system's words."""
-    return "\n".join(said(m) for m in messages if m.get("role") != "system")
+    return "\n".join(said(m) for m in messages if m.get("role") not in ("system", "developer"))
 
 
 def normalised(text: str) -> str:

@@ -75,7 +75,7 @@ def new_from_logs(logs: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     for number, log in enumerate(read_rows(logs), 1):
         try:
             row = _row_of_log(log)
-            for tool in log.get("tools") or ():
+            for tool in (*(log.get("tools") or ()), *(log.get("functions") or ())):
                 read = Tool.from_openai(tool)
                 tools.setdefault(read.name, read)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -200,15 +200,18 @@ def _row_of_log(log: Mapping[str, Any]) -> dict[str, Any]:
     messages = log.get("messages")
     if not isinstance(messages, list):
         raise ValueError("has no messages")
+    if "tool_calls" in log:  # the answer stands beside the messages
+        messages = [*messages, {"role": "assistant", "tool_calls": log["tool_calls"]}]
     asked = [n for n, message in enumerate(messages) if message.get("role") == "user"]
     turns = ((u, n) for u in reversed(asked) for n in range(u + 1, len(messages)))
     place = next((n for _, n in turns if messages[n].get("role") == "assistant"), None)
-    if place is None and asked and "tool_calls" in log:  # the answer stands beside the messages
-        messages, place = [*messages, {"role": "assistant", "tool_calls": log["tool_calls"]}], len(messages)
     if place is None:
         raise ValueError("has no assistant's message after a user's and no tool_calls, so no answer")
     request, answer = messages[:place], messages[place]
-    calls = [Call.from_json(call).to_json() for call in answer.get("tool_calls") or ()]
+    called = [*(answer.get("tool_calls") or ()), *filter(None, [answer.get("function_call")])]  # the older spelling
+    calls = [Call.from_json(call).to_json() for call in called]
+    if not calls and answer.get("content") is None and "tool_calls" not in answer:
+        raise ValueError("has an assistant's message without words and calls")
     row: dict[str, Any] = {"messages": request, "calls": calls}
     if not calls and answer.get("content"):
         row["text_answer"] = said(answer)

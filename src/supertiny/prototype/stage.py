@@ -13,7 +13,7 @@ from supertiny.core.methods import build
 from supertiny.core.protocols import Answerer, Engine
 from supertiny.core.records import Answer, Example, Verdict
 from supertiny.core.run import Run
-from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.scoring import is_exact, wilson_interval
 from supertiny.prototype.settings import Settings
 from supertiny.prototype.teacher import open_engine, pipeline_of, plain_of
 
@@ -68,7 +68,7 @@ def _measure(settings: Settings, run: Run, engine: Engine, folder: Path) -> dict
 
 def _share(run: Run, examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[float, float, float, int]:
     gold = [example.answer.calls if example.answer else () for example in examples]
-    hits = sum(exact(a.calls, g, run.task.tool_map) for a, g in zip(answers, gold, strict=True))
+    hits = sum(is_exact(a, g, run.task.tool_map) for a, g in zip(answers, gold, strict=True))
     return (hits / max(1, len(gold)), *wilson_interval(hits, len(gold)), len(gold))
 
 
@@ -98,7 +98,7 @@ def _pool_summary(run: Run, pool: Sequence[Example], kept: Sequence[Example]) ->
     gold, tools = run.task.pool_gold, run.task.tool_map
     ids = {example.request.id for example in kept}
     known = [e for e in pool if e.request.id in gold and e.answer is not None]
-    right = [exact(e.answer.calls if e.answer else (), gold[e.request.id], tools) for e in known]
+    right = [is_exact(e.answer, gold[e.request.id], tools) for e in known if e.answer]
     kept_right = [hit for hit, e in zip(right, known, strict=True) if e.request.id in ids]
     summary = {"pool_rows": len(pool), "train_rows": len(kept), "pool_kept": sum(e.request.id in ids for e in pool)}
     if known:

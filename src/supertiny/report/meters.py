@@ -106,14 +106,14 @@ def figures(
 def quality(answers: Sequence[Answer], examples: Sequence[Example], tools: Mapping[str, Tool]) -> dict[str, Any]:
     """Exact calls with their interval, argument F1, similarity, and accuracy by function."""
     golds = [gold_of(example) for example in examples]
-    hits = [scoring.exact(answer.calls, gold, tools) for answer, gold in zip(answers, golds, strict=True)]
+    hits = [scoring.is_exact(answer, gold, tools) for answer, gold in zip(answers, golds, strict=True)]
     counts = np.zeros(3, dtype=int)
     similar, chosen = 0.0, 0
     by_function: dict[str, list[bool]] = defaultdict(list)
     for answer, gold, hit in zip(answers, golds, hits, strict=True):
         counts += scoring.argument_counts(answer.calls, gold, tools)
         similar += scoring.similarity(answer.calls, gold, tools)
-        chosen += sorted(call.tool for call in answer.calls) == sorted(call.tool for call in gold)
+        chosen += answer.readable and sorted(call.tool for call in answer.calls) == sorted(call.tool for call in gold)
         by_function[function_of(gold)].append(hit)
     n = len(answers)
     low, high = scoring.wilson_interval(sum(hits), n)
