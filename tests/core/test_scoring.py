@@ -10,6 +10,7 @@ from supertiny.core.scoring import (
     argument_counts,
     exact,
     f1,
+    is_exact,
     paired_bootstrap,
     plain_value,
     similarity,
@@ -49,6 +50,12 @@ def test_what_is_not_equal() -> None:
     assert not exact([set_to()], [], TOOLS)
     assert not exact([Call("Go"), Call("Go")], [Call("Go")], TOOLS)
     assert not exact([set_to(area="кухня")], [set_to(area="кухня ")], TOOLS)
+
+
+def test_what_nobody_could_read_is_no_right_answer() -> None:
+    assert is_exact(Answer(), [], TOOLS)
+    assert not is_exact(Answer(readable=False), [], TOOLS)
+    assert is_exact(Answer((Call("Go"),)), [Call("Go")], TOOLS)
 
 
 def test_order_of_calls_and_of_arguments_does_not_matter() -> None:

@@ -41,6 +41,12 @@ def test_quality_counts_what_is_right(examples: list[Example]) -> None:
     assert sum(part["n"] for part in found["by_function"].values()) == 60
 
 
+def test_an_unreadable_answer_is_no_right_refusal() -> None:
+    silent = Example(Request.from_text("x", "a"), Answer(()))
+    found = quality([Answer(()), Answer(readable=False)], [silent, replace(silent)], TOOL_MAP)
+    assert (found["exact"], found["no_call_exact"], found["function_accuracy"]) == (0.5, 0.5, 0.5)
+
+
 def test_argument_f1_is_micro_averaged() -> None:
     request = Request.from_text("x", "a")
     gold = Example(request, Answer((Call("light_on", {"area": "kitchen", "level": 3}),)))

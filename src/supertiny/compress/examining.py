@@ -12,7 +12,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Example
-from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.scoring import exact, is_exact, wilson_interval
 from supertiny.core.task import Task
 from supertiny.formats._answerer import ModelAnswerer
 
@@ -49,7 +49,7 @@ class Room:
         answers = tuple(answerer.answer(requests))
         single = [answerer.answer([request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
         gold = [row.answer.calls if row.answer else () for row in self.valid]
-        hits = sum(exact(a.calls, g, self.task.tool_map) for a, g in zip(answers, gold, strict=True))
+        hits = sum(is_exact(a, g, self.task.tool_map) for a, g in zip(answers, gold, strict=True))
         low, high = wilson_interval(hits, len(gold))
         figures = {"exact": hits / max(1, len(gold)), "low": low, "high": high, "n": len(gold)}
         return Paper(answers, {**figures, "p50_seconds": statistics.median(single) if single else None})

@@ -92,6 +92,11 @@ def exact(predicted: Sequence[Call], gold: Sequence[Call], tools: Mapping[str, T
     return Counter(plain_call(c, tools) for c in predicted) == Counter(plain_call(c, tools) for c in gold)
 
 
+def is_exact(answer: Answer, gold: Sequence[Call], tools: Mapping[str, Tool]) -> bool:
+    """Whether an answer is exactly the gold one; what nobody could read is no "no call"."""
+    return answer.readable and exact(answer.calls, gold, tools)
+
+
 def argument_counts(predicted: Sequence[Call], gold: Sequence[Call], tools: Mapping[str, Tool]) -> tuple[int, int, int]:
     """(shared, predicted, gold) numbers of (tool, argument, value) items; micro-averaged they give argument F1.
 

@@ -35,7 +35,7 @@ class OpenVino:
     threads: Annotated[int, Field(ge=0)] = 0
     """Processor threads; 0 takes what the machine has."""
     precision: Literal["fast", "float32"] = "fast"
-    """`fast`: bf16 where the processor has it, with 8-bit activations and cache; `float32` is for comparisons."""
+    """`fast`: bf16 where the processor has it, with 8-bit activations; `float32` is for comparisons."""
     dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine."""
 

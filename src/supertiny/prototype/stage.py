@@ -13,7 +13,7 @@ from supertiny.core.files import write_rows
 from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Example, Tool, Verdict
 from supertiny.core.run import Run
-from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.scoring import is_exact, wilson_interval
 from supertiny.prototype.bench import Shelf, Trace
 from supertiny.prototype.curating import asks_teacher, curate, curators_of, stored
 from supertiny.prototype.estimate import say_corrected
@@ -99,7 +99,7 @@ def _costs(pipeline: Pipeline) -> dict[str, Any]:
 def _share(run: Run, examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[float, float, float, int]:
     gold = [example.answer.calls if example.answer else () for example in examples]
     tools = [_tools_of(example, run) for example in examples]
-    hits = sum(exact(a.calls, g, known) for a, g, known in zip(answers, gold, tools, strict=True))
+    hits = sum(is_exact(a, g, known) for a, g, known in zip(answers, gold, tools, strict=True))
     return (hits / max(1, len(gold)), *wilson_interval(hits, len(gold)), len(gold))
 
 
@@ -138,10 +138,10 @@ def _pool_summary(run: Run, pool: Sequence[Example], kept: Sequence[Example]) ->
     ids = {example.request.id for example in kept}
     requests = {example.request.id: example.request for example in pool}
     known = [e for e in pool if e.request.id in gold and e.answer is not None]
-    right = [exact(e.answer.calls, gold[e.request.id], _tools_of(e, run)) for e in known if e.answer]
+    right = [is_exact(e.answer, gold[e.request.id], _tools_of(e, run)) for e in known if e.answer]
     # A curator may have mended an answer; of a request that it changed, such as by stand-ins, gold is not known.
     same = [e for e in kept if e.request.id in gold and e.answer and requests.get(e.request.id) == e.request]
-    kept_right = [exact(e.answer.calls, gold[e.request.id], _tools_of(e, run)) for e in same if e.answer]
+    kept_right = [is_exact(e.answer, gold[e.request.id], _tools_of(e, run)) for e in same if e.answer]
     summary = {"pool_rows": len(pool), "train_rows": len(kept), "pool_kept": sum(e.request.id in ids for e in pool)}
     if known:
         run.progress.note(

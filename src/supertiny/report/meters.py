@@ -111,14 +111,14 @@ def quality(answers: Sequence[Answer], examples: Sequence[Example], tools: Mappi
     golds = [gold_of(example) for example in examples]
     known = [{tool.name: tool for tool in example.request.tools} or tools for example in examples]
     rows = list(zip(answers, golds, known, strict=True))
-    hits = [scoring.exact(answer.calls, gold, own) for answer, gold, own in rows]
+    hits = [scoring.is_exact(answer, gold, own) for answer, gold, own in rows]
     counts = np.zeros(3, dtype=int)
     similar, chosen = 0.0, 0
     by_function: dict[str, list[bool]] = defaultdict(list)
     for (answer, gold, own), hit in zip(rows, hits, strict=True):
         counts += scoring.argument_counts(answer.calls, gold, own)
         similar += scoring.similarity(answer.calls, gold, own)
-        chosen += sorted(call.tool for call in answer.calls) == sorted(call.tool for call in gold)
+        chosen += answer.readable and sorted(call.tool for call in answer.calls) == sorted(call.tool for call in gold)
         by_function[function_of(gold)].append(hit)
     n = len(answers)
     low, high = scoring.wilson_interval(sum(hits), n)

@@ -70,7 +70,7 @@ def build_report(
     entries = [figures(measurement, examples, tools, price) for measurement in measurements.values()]
     by_name = {entry["name"]: entry for entry in entries}
     hits = {
-        name: [scoring.exact(a.calls, gold_of(e), tools) for a, e in zip(m.answers, examples, strict=True)]
+        name: [scoring.is_exact(a, gold_of(e), tools) for a, e in zip(m.answers, examples, strict=True)]
         for name, m in measurements.items()
     }
     manifest = run.manifest
@@ -111,7 +111,7 @@ def build_rows(run: Run, examples: Sequence[Example], measurements: Mapping[str,
                 "calls": [call.to_json() for call in answer.calls],
                 "text": answer.text,
                 "raw": answer.raw,
-                "exact": scoring.exact(answer.calls, gold, tools),
+                "exact": scoring.is_exact(answer, gold, tools),
                 "similarity": scoring.similarity(answer.calls, gold, tools),
                 "confidence": answer.confidence,
                 "seconds": answer.cost.seconds,

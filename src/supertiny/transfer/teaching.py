@@ -17,7 +17,7 @@ from supertiny.core.files import hash_of, read_json, read_rows, write_json, writ
 from supertiny.core.methods import build
 from supertiny.core.records import Example
 from supertiny.core.run import Run
-from supertiny.core.scoring import exact, wilson_interval
+from supertiny.core.scoring import is_exact, wilson_interval
 from supertiny.core.student import Student
 from supertiny.engines._torch_engine import TorchEngine
 from supertiny.engines.torch import Torch
@@ -150,7 +150,7 @@ class Course:
         answerer = ModelAnswerer("pupil", engine, self.form, self.run.task.tools, constrained=False)
         answers = answerer.answer([row.request for row in rows])
         gold = [row.answer.calls if row.answer else () for row in rows]
-        right = [exact(a.calls, g, self.run.task.tool_map) for a, g in zip(answers, gold, strict=True)]
+        right = [is_exact(a, g, self.run.task.tool_map) for a, g in zip(answers, gold, strict=True)]
         share = sum(right) / max(1, len(right))
         self.run.progress.note(f"  {self.name}: {share:.3f} exact on {len(right)} rows of valid")
         return share

@@ -12,7 +12,7 @@ from supertiny.core.files import hash_of
 from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Example
 from supertiny.core.run import Run
-from supertiny.core.scoring import exact, paired_bootstrap, similarity, wilson_interval
+from supertiny.core.scoring import is_exact, paired_bootstrap, similarity, wilson_interval
 from supertiny.prototype.bench import Shelf, StepCost
 from supertiny.prototype.search.settings import Settings as Search
 from supertiny.prototype.search.space import Candidate
@@ -144,7 +144,7 @@ class Examiner:
         gold = row.answer.calls if row.answer else ()
         tools = {tool.name: tool for tool in row.request.tools} or self.run.task.tool_map
         # Words that nobody can read are no "no call".
-        known.hits.append(float(answer.readable and exact(answer.calls, gold, tools)))
+        known.hits.append(float(is_exact(answer, gold, tools)))
         known.similar.append(similarity(answer.calls, gold, tools) if answer.readable else 0.0)
         known.dollars.append(answer.cost.dollars)
         known.seconds.append(answer.cost.seconds + beside)
