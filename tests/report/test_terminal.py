@@ -47,6 +47,9 @@ def report_of(*entries: dict[str, Any], task: str = "t") -> dict[str, Any]:
         "hashes": {"task": task},
         "task": {"name": "home"},
         "costs": {"dollars_per_hour": 0.1, "items": [], "one_off_dollars": 0.08, "one_off_seconds": 100.0},
+        "step_prices": [
+            {"name": "fill", "calls": 1.0, "tokens_in": 900.0, "tokens_out": 40.0, "seconds": 0.5, "dollars": 0.002}
+        ],
         "break_even": {"requests": 2400.0},
         "prompt_saving": None,
         "machine": {},
@@ -136,4 +139,5 @@ def test_markdown_has_the_main_table_and_the_money() -> None:
         "| Artifact | 75.0 % | 71.0–79.0 | 400 | 0.900 | 40.0 ms | 80.0 ms | 2,060 | 46 | 52.0 MB | $0.00080 |" in text
     )
     assert "earned back after 2,400 requests" in text
+    assert "| fill | 1.00 | 900 | 40 | 500 ms | $2.00 |" in text
     assert "| Artifact − Teacher pipeline | 0.0 | −1.2 to +3.1 | no clear difference |" in text
