@@ -17,12 +17,14 @@ LABELLED = 200
 STEP_ROWS = 100  # of valid, on which each step's worth is measured
 NEAREST: Any = {"method": "retrieve", "examples": 8}
 FEW: Any = {"method": "retrieve", "examples": 3}
-# What is in a pipeline beside `stack`, which leads it; the best on labelled rows, each unseen, is taken.
-WITHIN: dict[str, list[Any]] = {
-    "marked": ["classify", FEW, "mark"],
-    "filled": ["classify", NEAREST, "fill"],
-    "both": ["classify", FEW, "fill", "mark"],
+READER = "smollm2-135m-instruct-q4_1"
+# Steps within `stack`, which leads them, and its reader; the best on labelled rows, each unseen, is taken.
+WITHIN: dict[str, tuple[list[Any], str]] = {
+    "filled": (["classify", NEAREST, "fill"], ""),
+    "filled, with a reader": (["classify", NEAREST, "fill"], READER),
+    "marked, with a reader": (["classify", FEW, "mark"], READER),
 }
+QUICK = "filled, with a reader"
 SECOND_CALL_SHARE = 0.01  # of labelled rows that must come out right for another model call a request
 
 
@@ -50,8 +52,8 @@ def snips(room: Room, pipeline: str = "auto") -> tuple[list[Row], list[dict[str,
     rows = task.valid[: room.count(0) or None]
     plain = measured(room, task, "plain", rows, ["plain"], "chat_json")
     nearest = measured(room, task, "nearest 8", rows, [NEAREST, FreeFill()], "chat_json")
-    within, choice = chosen(room, task, pipeline)
-    led = measured(room, task, "pipeline", rows, [stacked(within)])
+    name, choice = chosen(room, task, pipeline)
+    led = measured(room, task, "pipeline", rows, [stacked(*WITHIN[name])])
     figures = [
         *shares("snips_plain_exact", "one plain prompt, JSON grammar: exact calls", plain.hits),
         *shares("snips_nearest8_exact", "8 nearest examples, no grammar", nearest.hits),
@@ -64,25 +66,25 @@ def snips(room: Room, pipeline: str = "auto") -> tuple[list[Row], list[dict[str,
         ("snips_pipeline_slot_f1", "", led.slot_f1(rows, task)),
     ]
     steps = rows[: room.count(STEP_ROWS, 10) or None]
-    return figures, choice + worth_of_steps(room, task, steps, (plain, nearest, led), within)
+    return figures, choice + worth_of_steps(room, task, steps, (plain, nearest, led), name)
 
 
-def stacked(within: Sequence[Any]) -> dict[str, Any]:
-    return {"method": "stack", "steps": list(within)}
+def stacked(within: Sequence[Any], reader: str = "") -> dict[str, Any]:
+    return {"method": "stack", "steps": list(within), "reader": reader}
 
 
-def chosen(room: Room, task: Task, name: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """The steps with which most labelled rows come out right, each unseen: valid has no say in it."""
+def chosen(room: Room, task: Task, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """The name of the steps with which most labelled rows come out right, each unseen: valid has no say in it."""
     if name != "auto" or room.quick:
-        return WITHIN["marked" if name == "auto" else name], []
+        return QUICK if name == "auto" else name, []
     table, worth = [], {}
-    for known, within in WITHIN.items():
-        found = measured(room, task, f"labelled rows, {known}", task.labelled, [stacked(within)])
+    for known, (within, reader) in WITHIN.items():
+        found = measured(room, task, f"labelled rows, {known}", task.labelled, [stacked(within, reader)])
         table.append(line(f"choice, on labelled rows: {known}", found.hits))
         worth[known] = found.share - SECOND_CALL_SHARE * sum(step in ("fill", "mark") for step in within)
     best = max(worth, key=worth.__getitem__)
     room.progress.note(f"  chosen on labelled rows: {best}")
-    return WITHIN[best], table
+    return best, table
 
 
 def worth_of_steps(
@@ -90,21 +92,25 @@ def worth_of_steps(
     task: Task,
     rows: Sequence[Example],
     known: tuple[Measured, Measured, Measured],
-    within: Sequence[Any],
+    name: str,
 ) -> list[dict[str, Any]]:
     """Each step put on the ones before, then the pipeline without one of its steps; all on the same rows."""
+    within, reader = WITHIN[name]
     plain, nearest, led = (one.first(len(rows)) for one in known)
     climbed = [plain, nearest]
     if within[-1] == "mark":
         climbed.append(measured(room, task, "mark in place of JSON", rows, [NEAREST, "mark"]))
-    climbed += [measured(room, task, "+ classify, and the rest but stack", rows, within), led]
+    climbed.append(measured(room, task, "+ classify, and the rest but stack", rows, within))
+    if reader:
+        climbed.append(measured(room, task, "+ stack without a reader", rows, [stacked(within)]))
+    climbed.append(led)
     table = [_line(one, before, rows, task) for one, before in zip(climbed, [None, *climbed[:-1]], strict=True)]
     for place, step in enumerate(within):
         left = [*within[:place], *within[place + 1 :]]
-        name = f"without {step if isinstance(step, str) else step['method']}"
+        without = f"without {step if isinstance(step, str) else step['method']}"
         if any(one in ("fill", "mark") for one in left):
-            table.append(_line(measured(room, task, name, rows, [stacked(left)]), led, rows, task))
-    table.append(_line(measured(room, task, "without the model", rows, [stacked([])]), led, rows, task))
+            table.append(_line(measured(room, task, without, rows, [stacked(left, reader)]), led, rows, task))
+    table.append(_line(measured(room, task, "without the model", rows, [stacked([], reader)]), led, rows, task))
     return table
 
 

@@ -206,15 +206,15 @@ def trained_and_measured(
 ) -> list[bool]:
     """Per row of valid whether the student, trained on `rows`, answers it exactly."""
     # torch is imported where a student is really trained: finished cells are read without it.
+    from supertiny.engines._huggingface import huggingface_folder
     from supertiny.engines._torch_engine import TorchEngine
     from supertiny.engines.torch import Torch
     from supertiny.formats._answerer import ModelAnswerer
     from supertiny.training.lessons import encode_lessons
     from supertiny.training.pupil import Pupil
-    from supertiny.transfer.stage import open_base
 
     form = build("formats", FORMAT)
-    base = open_base(STUDENT)
+    base = huggingface_folder(STUDENT, "student")
     pupil = Pupil.open(base)
     lessons = encode_lessons(rows, form, task.tools, pupil.tokenizer, 512)
     learner = build("learners", LEARNER)

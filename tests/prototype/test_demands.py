@@ -204,3 +204,13 @@ def test_the_context_is_read_from_settings_or_from_the_models_file(
     assert context_tokens(_Engine("smollm2-135m-instruct-q4_1")) is None
     (tmp_path / "tiny.gguf").rename(tmp_path / "smollm2-135m-instruct-q4_1.gguf")
     assert context_tokens(_Engine("smollm2-135m-instruct-q4_1")) == 777
+
+
+def test_a_reader_must_be_there(tmp_path: Path) -> None:
+    stack = {"method": "stack", "reader": "smollm3", "steps": [{"method": "stack", "reader": str(tmp_path)}]}
+    lines = told(Settings(steps=(stack,)), small_task(), own_methods("steps", tmp_path))
+    assert any(line.startswith("prototype.steps.0.reader: there is no model 'smollm3'") for line in lines)
+    assert any(line.startswith("prototype.steps.0.steps.0.reader: there is no model") for line in lines)
+    places = [error.problem.split(":")[0] for error in missing_models({"optimise.steps.0": stack})]
+    assert places == ["optimise.steps.0.reader", "optimise.steps.0.steps.0.reader"]
+    assert not missing_models({"optimise.steps.0": {"method": "stack", "reader": "smollm2-135m-instruct-q4_1"}})

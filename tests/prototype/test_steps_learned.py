@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from supertiny.prototype.steps._spans import arguments_of, marked, read_marked, 
 from supertiny.prototype.steps._tagger import Lesson, Tagger
 from tests.fake_engine import FakeEngine
 from tests.slot_task import ARTISTS, COMPACT, slot_model, slot_task
+from tests.tiny_student import write_student
 
 TASK = slot_task()
 TEXT = "add the best Best of Ina to my party, now"
@@ -235,6 +237,15 @@ class TestStack:
         several = Trace(Request.from_text("play Ina and play Wilco", "two"), calls=two)
         given = [none, own, several]
         assert build("steps", {"method": "stack", "steps": []}).run(given, bench()) == given
+
+    def test_a_reader_stands_beside_the_words(self, tmp_path: Path) -> None:
+        """A random model knows nothing, so nothing is better; what the words say is not drowned either."""
+        folder = write_student(tmp_path / "reader")
+        block = {"method": "stack", "steps": self.STEPS, "reader": str(folder)}
+        led, again, without = run([block], bench()), run([block], bench()), run([{**block, "reader": ""}], bench())
+        assert right_share(led) > 0.8
+        assert [trace.confidence for trace in led] == [trace.confidence for trace in again]
+        assert [trace.confidence for trace in led] != [trace.confidence for trace in without]
 
     def test_an_estimate_learns_nothing(self) -> None:
         at = bench(spends=False)

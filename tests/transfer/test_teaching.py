@@ -21,7 +21,8 @@ from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.run import Run
 from supertiny.core.student import Student
-from supertiny.engines import _gguf_to_hf
+from supertiny.engines import _gguf_to_hf, _huggingface
+from supertiny.engines._huggingface import huggingface_folder
 from supertiny.training.grid import round_q4_0, settle
 from supertiny.training.loop import Optimiser, Step
 from supertiny.training.pupil import Pupil
@@ -193,16 +194,16 @@ def test_a_base_that_was_half_made_when_killed_is_made_anew(tmp_path: Path, monk
         (folder / "model.safetensors").write_text("x")
 
     monkeypatch.setenv("SUPERTINY_MODELS", str(tmp_path))
-    monkeypatch.setattr(stage, "path_of", lambda name: tmp_path / f"{name}.gguf")
+    monkeypatch.setattr(_huggingface, "path_of", lambda name: tmp_path / f"{name}.gguf")
     monkeypatch.setattr(_gguf_to_hf, "load_gguf_student", convert)
     with pytest.raises(Kill):
-        stage.open_base(name)
+        huggingface_folder(name, "transfer.student")
     alive = True
-    folder = stage.open_base(name)
+    folder = huggingface_folder(name, "transfer.student")
     assert folder == tmp_path / "huggingface" / f"{name}-{model.sha256[:8]}"
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     alive = False
-    assert stage.open_base(name) == folder, "made once"
+    assert huggingface_folder(name, "transfer.student") == folder, "made once"
 
 
 class Exams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,19 @@ class _quiet_transformers:  # noqa: N801 - used as a statement
     """No progress bars within the block: the run has its own."""
 
     def __enter__(self) -> None:
+        from transformers import modeling_gguf_pytorch_utils as reader
         from transformers.utils import logging
 
         self._shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # Its bar is tqdm's own, which transformers' switch does not reach.
+        self._bar = reader.tqdm
+        reader.tqdm = partial(self._bar, disable=True)
 
     def __exit__(self, *error: object) -> None:
+        from transformers import modeling_gguf_pytorch_utils as reader
         from transformers.utils import logging
 
+        reader.tqdm = self._bar
         if self._shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def mistakes(settings: Settings, task: Task, own: Own | None = None, asks: bool 
     steps: list[Any] = []
     lists: dict[str, list[Any]] = {}
     for place, method, working in _methods(settings, "prototype", (teacher,), own):
-        found += _unserved(place, method, working, task)
+        found += [*_unserved(place, method, working, task), *_unread(place, method)]
         engines |= {engine.place: engine for engine in working}
         steps += [method] if place.startswith("prototype.steps.") else []
         lists.setdefault(place.rpartition(".")[0], []).append(method)
@@ -78,11 +78,14 @@ def mistakes(settings: Settings, task: Task, own: Own | None = None, asks: bool 
 def missing_models(blocks: Mapping[str, Any], own: Own | None = None) -> list[UserError]:
     """Models that the steps at these places, or those within them, name and that are not on this machine."""
     engines: dict[str, _Engine] = {}
+    unread: list[UserError] = []
     for place, block in blocks.items():
         method = build("steps", block, place, own)
-        within = [engine for _, _, working in _methods(method, place, (), own) for engine in working]
-        engines |= {engine.place: engine for engine in (*_brought(method, place), *within)}
-    return [error for engine in engines.values() for error in _unopened(engine, asks=False)]
+        within = list(_methods(method, place, (), own))
+        working = [engine for _, _, engines_of_one in within for engine in engines_of_one]
+        engines |= {engine.place: engine for engine in (*_brought(method, place), *working)}
+        unread += [error for spot, one, _ in ((place, method, ()), *within) for error in _unread(spot, one)]
+    return [*unread, *(error for engine in engines.values() for error in _unopened(engine, asks=False))]
 
 
 def _methods(
@@ -128,6 +131,12 @@ def _unserved(place: str, method: Any, engines: Sequence[_Engine], task: Task) -
         hint = f"write them into {task.folder / GUIDELINES}, or into `guidelines`"
         found.append(UserError(f"{place}: {name} has no guidelines to judge by", hint))
     return found
+
+
+def _unread(place: str, method: Any) -> list[UserError]:
+    """The small model that a method reads requests with, where it is nowhere."""
+    reader = getattr(method, "reader", "")
+    return absent_models({f"{place}.reader": reader}) if reader else []
 
 
 def _unopened(engine: _Engine, asks: bool) -> list[UserError]:

@@ -13,6 +13,7 @@ from supertiny.core.records import Answer, Call, Example
 from supertiny.core.scoring import typed
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.steps._held_out import KnownFunctions, functions_in, own_rows, part_of
+from supertiny.prototype.steps._reader import Reader
 from supertiny.prototype.steps._spans import as_listed
 from supertiny.prototype.steps._tagger import Lesson, Tagger
 
@@ -30,7 +31,9 @@ class Learned:
         hints: Sequence[Sequence[Calls]],
         known: KnownFunctions,
         bench: Bench,
+        reader: Reader | None = None,
     ) -> None:
+        self._reader = reader
         self._sets = known.sets
         self._parts = part_of(own_rows(bench), bench.seed)
         self._lessons = [
@@ -100,7 +103,7 @@ class Learned:
     def _tagger(self, part: int | None) -> Tagger:
         """The tagger of all lessons; for a labelled row, of those outside of its part."""
         if part not in self._taggers:
-            self._taggers[part] = Tagger([lesson for own, lesson in self._lessons if own != part])
+            self._taggers[part] = Tagger([lesson for own, lesson in self._lessons if own != part], self._reader)
         return self._taggers[part]
 
 

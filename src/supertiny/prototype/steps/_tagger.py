@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ import numpy as np
 from sklearn.feature_extraction import DictVectorizer  # type: ignore[import-untyped, unused-ignore]
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped, unused-ignore]
 
+from supertiny.prototype.steps._reader import Reader, Rows, beside, scaled
 from supertiny.prototype.steps._spans import OUT, Word, arguments_of, spans_of, tags_of, words_of
 
 _BEAM = 8
+_STATES_LENGTH = 5.0  # a word has some forty other traits, each 0 or 1
 _COPIED_SHARE = 0.9  # of an argument's values that must stand in their texts
 
 
@@ -34,10 +36,13 @@ class Lesson:
 class Tagger:
     """Logistic regression over a word, its neighbours, the tag before and the hints' tags; the best path by beam.
 
-    It learns for which words and arguments to trust which hint; lessons and requests have equally many.
+    It learns for which words and arguments to trust which hint; lessons and requests have equally many. With a reader
+    it sees the states of the words, too.
     """
 
-    def __init__(self, lessons: Sequence[Lesson]) -> None:
+    def __init__(self, lessons: Sequence[Lesson], reader: Reader | None = None) -> None:
+        self._reader = reader
+        self._bring: Callable[[Rows], Rows] | None = None
         self.copied = _copied(lessons)
         """By function, the arguments whose values stand in the text."""
         self._tags: dict[str, set[str]] = {tool: {OUT} for tool in self.copied}
@@ -52,6 +57,11 @@ class Tagger:
                 self._tags[lesson.tool] |= {tag} if tag == OUT else {"B-" + tag[2:], "I-" + tag[2:]}
         self._vectorizer = DictVectorizer(dtype=np.float32)
         matrix = self._vectorizer.fit_transform(traits) if traits else None
+        if reader is not None and traits:
+            reader.read([lesson.text for lesson in lessons])
+            states = np.concatenate([reader.words(lesson.text) for lesson in lessons])
+            self._bring = scaled(states, _STATES_LENGTH)
+            matrix = beside(matrix, self._bring(states))
         # Where nothing is ever stated in a text, there is nothing to tell apart.
         several = len(set(tags)) > 1
         self._model = LogisticRegression(C=10.0, max_iter=400).fit(matrix, tags) if several else None
@@ -65,10 +75,14 @@ class Tagger:
         words, allowed = words_of(text), self._tags[tool]
         classes = [(number, str(tag)) for number, tag in enumerate(self._model.classes_) if tag in allowed]
         hinted = [self._tagged(words, text, tool, hint) for hint in hints]
+        states = self._bring(self._reader.words(text)) if self._reader and self._bring and words else None
         beam: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
         for place in range(len(words)):
             traits = [_traits(words, place, tool, tags[-1] if tags else "", hinted) for _, tags in beam]
-            scores = self._model.predict_log_proba(self._vectorizer.transform(traits))
+            matrix = self._vectorizer.transform(traits)
+            if states is not None:
+                matrix = beside(matrix, np.repeat(states[place : place + 1], len(beam), axis=0))
+            scores = self._model.predict_log_proba(matrix)
             grown = [
                 (score + float(row[number]), (*tags, tag))
                 for (score, tags), row in zip(beam, scores, strict=True)

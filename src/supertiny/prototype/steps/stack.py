@@ -16,6 +16,7 @@ from pydantic import Field
 
 from supertiny.prototype.bench import Bench, StepCost, Trace
 from supertiny.prototype.steps._held_out import KnownFunctions, known_functions, own_rows
+from supertiny.prototype.steps._reader import reader_of
 from supertiny.prototype.steps._stacking import Calls, Learned
 from supertiny.prototype.steps._within import calls_within, steps_within
 
@@ -31,6 +32,9 @@ class Stack:
 
     steps: tuple[Any, ...] = field(default=("retrieve", "fill"), metadata={"family": "steps"})
     """Steps that answer, in order; each step that asks a model gives a hint."""
+    reader: str = ""
+    """Small model whose hidden states the linear models see beside the words: one of the catalogue, or a Hugging Face
+    folder. It makes much of few rows."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Labelled rows, drawn by seed, that the steps answer once to learn from; all where it is not given."""
 
@@ -42,8 +46,10 @@ class Stack:
         if not traces:
             return []
         answered, hints = self._answered(traces, bench)
-        known = known_functions(bench)
-        if known is None or not bench.spends:  # an estimate learns nothing: it wants to know what the steps take
+        if not bench.spends:  # an estimate learns nothing: it wants to know what the steps take
+            return answered
+        known = known_functions(bench, self.reader)
+        if known is None:
             return answered
         key = f"{self} {bench.engine.name} {bench.form} {bench.task.description}"
         learned: Learned = bench.shelf.once(key, lambda: self._learned(known, bench))
@@ -65,4 +71,4 @@ class Stack:
             rows = Random(bench.seed).sample(rows, self.rows)
         done, hints = self._answered([Trace(row.request) for row in rows], bench)
         bench.shelf.pay("stack: answering labelled rows", sum((trace.spent for trace in done), StepCost()))
-        return Learned(rows, done, hints, known, bench)
+        return Learned(rows, done, hints, known, bench, reader_of(self.reader, bench))
