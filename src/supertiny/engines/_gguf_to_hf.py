@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,17 @@ def load_gguf_student(gguf: Path, folder: Path) -> None:
     with _quiet_transformers():
         tokenizer = tokenizer_of(gguf)
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = source.config
-    # The reader marks the model as quantized although its weights are plain by now, and a marked one cannot be saved.
-    del config.quantization_config
-    config.dtype = torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-    model.load_state_dict(source.state_dict())
-    model.tie_weights()
-    model.generation_config = source.generation_config
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+        config = source.config
+        # The reader marks the model as quantized although its weights are plain, and a marked one cannot be saved.
+        del config.quantization_config
+        config.dtype = torch.bfloat16
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        model.load_state_dict(source.state_dict())
+        model.tie_weights()
+        model.generation_config = source.generation_config
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
 
 
 def tokenizer_of(gguf: Path) -> Any:
@@ -50,23 +52,20 @@ def tokenizer_of(gguf: Path) -> Any:
     return tokenizer
 
 
-class _quiet_transformers:  # noqa: N801 - used as a statement
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
     """No progress bars within the block: the run has its own."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers import modeling_gguf_pytorch_utils as reader
-        from transformers.utils import logging
-
-        self._shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        # Its bar is tqdm's own, which transformers' switch does not reach.
-        self._bar = reader.tqdm
-        reader.tqdm = partial(self._bar, disable=True)
-
-    def __exit__(self, *error: object) -> None:
-        from transformers import modeling_gguf_pytorch_utils as reader
-        from transformers.utils import logging
-
-        reader.tqdm = self._bar
-        if self._shown:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    reader: Any = modeling_gguf_pytorch_utils
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)  # tqdm's own bar, which transformers' switch does not reach
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+        if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
