@@ -17,7 +17,7 @@ from supertiny.prototype.bench import Bench
 from supertiny.prototype.steps._spans import words_of
 
 if TYPE_CHECKING:
-    from supertiny.engines._hidden_states import HiddenStates
+    from supertiny.engines._torch_states import HiddenStates
 
 Rows = NDArray[np.float32]
 _DIRECTIONS = 200
@@ -47,7 +47,7 @@ class Reader:
         if not new:
             return
         if self._model is None:
-            from supertiny.engines._hidden_states import HiddenStates
+            from supertiny.engines._torch_states import HiddenStates
 
             self._model = HiddenStates(self._folder)
         spans = [[(first, last) for _, first, last in words_of(text)] for text in new]

@@ -1,6 +1,6 @@
 """Learns from labelled rows where its steps err, and mends the function and the copied arguments of their answers.
 
-Paper: Wolpert, Stacked Generalization, 1992; Cohen and Carvalho, Stacked Sequential Learning, 2005; the reader's states:
+Paper: Wolpert, Stacked Generalization, 1992; Cohen and Carvalho, Stacked Sequential Learning, 2005; of the reader:
 Springer et al., Repetition Improves Language Model Embeddings, 2024, arXiv:2402.15449.
 Use when: some hundred labelled rows have conventions that a prompt does not bring home, such as where a value ends.
 Differs from the papers: below are a language model's answers, above small linear models of the words that weigh them;

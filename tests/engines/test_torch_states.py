@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supertiny.engines._hidden_states import HiddenStates
+from supertiny.engines._torch_states import HiddenStates
 from supertiny.prototype.steps._reader import Reader, scaled
 from supertiny.prototype.steps._spans import words_of
 from tests.tiny_student import write_student
