@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._data import Labelled, banking_split, folder_of
-from benchmarks._measuring import Room, Row, line, measured, shares
+from benchmarks._measuring import READER, Room, Row, line, measured, shares
 from supertiny.core.records import Answer, Call, Example, Request, Tool
 from supertiny.core.task import Task
 
@@ -24,10 +24,12 @@ def banking(room: Room) -> tuple[list[Row], list[dict[str, Any]]]:
     """(figures, a table of what each part of the pipeline has to say)."""
     task = banking_task(*banking_split(folder_of("banking77", room.data), EACH, HELD_OUT, room.seed))
     rows = task.valid[: room.count(HELD_OUT) or None]
-    stacked = {"method": "stack", "steps": list(WITHIN), "rows": 20 if room.quick else WEIGHED_ROWS}
+    weighed = 20 if room.quick else WEIGHED_ROWS
+    stacked = {"method": "stack", "steps": list(WITHIN), "rows": weighed, "reader": READER}
     linear = measured(room, task, "TF-IDF and logistic regression", rows, [{"method": "stack", "steps": []}])
     plain = measured(room, task, "plain", rows, ["plain"], "chat_json")
     alone = measured(room, task, "the model's choice among the likely", rows, WITHIN)
+    unread = measured(room, task, "pipeline without a reader", rows, [{**stacked, "reader": ""}])
     led = measured(room, task, "pipeline", rows, [stacked])
     figures = [
         *shares("banking77_tfidf_accuracy", "TF-IDF and logistic regression on the same examples", linear.hits),
@@ -38,7 +40,9 @@ def banking(room: Room) -> tuple[list[Row], list[dict[str, Any]]]:
         ("banking77_pipeline_preparation_seconds", "labelled rows answered once", led.once_seconds),
     ]
     against = linear.name, linear.hits
-    return figures, [line(one.name, one.hits, against, seconds=one.seconds) for one in (linear, plain, alone, led)]
+    return figures, [
+        line(one.name, one.hits, against, seconds=one.seconds) for one in (linear, plain, alone, unread, led)
+    ]
 
 
 def banking_task(shown: list[Labelled], held: list[Labelled]) -> Task:

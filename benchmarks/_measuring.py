@@ -20,6 +20,7 @@ from supertiny.prototype.bench import Bench
 from supertiny.prototype.teacher import Pipeline
 
 Row = tuple[str, str, float]  # figure's name, what it is, value
+READER = "smollm2-135m-instruct-q4_1"  # whose hidden states `stack` sees
 CHUNK = 128  # requests that go through all steps together, as in a recipe
 
 

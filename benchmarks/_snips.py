@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._data import folder_of, snips_task
-from benchmarks._measuring import Measured, Room, Row, line, measured, shares
+from benchmarks._measuring import READER, Measured, Room, Row, line, measured, shares
 from supertiny.core.records import Answer, Example, Sampling
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
@@ -17,7 +17,6 @@ LABELLED = 200
 STEP_ROWS = 100  # of valid, on which each step's worth is measured
 NEAREST: Any = {"method": "retrieve", "examples": 8}
 FEW: Any = {"method": "retrieve", "examples": 3}
-READER = "smollm2-135m-instruct-q4_1"
 # Steps within `stack`, which leads them, and its reader; the best on labelled rows, each unseen, is taken.
 WITHIN: dict[str, tuple[list[Any], str]] = {
     "filled": (["classify", NEAREST, "fill"], ""),
