@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._data import Labelled, banking_split, folder_of
-from benchmarks._measuring import READER, Room, Row, line, measured, shares
+from benchmarks._measuring import Room, Row, line, measured, shares
 from supertiny.core.records import Answer, Call, Example, Request, Tool
 from supertiny.core.task import Task
 
@@ -25,7 +25,7 @@ def banking(room: Room) -> tuple[list[Row], list[dict[str, Any]]]:
     task = banking_task(*banking_split(folder_of("banking77", room.data), EACH, HELD_OUT, room.seed))
     rows = task.valid[: room.count(HELD_OUT) or None]
     weighed = 20 if room.quick else WEIGHED_ROWS
-    stacked = {"method": "stack", "steps": list(WITHIN), "rows": weighed, "reader": READER}
+    stacked = {"method": "stack", "steps": list(WITHIN), "rows": weighed, "reader": room.reader}
     linear = measured(room, task, "TF-IDF and logistic regression", rows, [{"method": "stack", "steps": []}])
     plain = measured(room, task, "plain", rows, ["plain"], "chat_json")
     alone = measured(room, task, "the model's choice among the likely", rows, WITHIN)

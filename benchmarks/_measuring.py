@@ -20,7 +20,6 @@ from supertiny.prototype.bench import Bench
 from supertiny.prototype.teacher import Pipeline
 
 Row = tuple[str, str, float]  # figure's name, what it is, value
-READER = "smollm2-135m-instruct-q4_1"  # whose hidden states `stack` sees
 CHUNK = 128  # requests that go through all steps together, as in a recipe
 
 
@@ -36,6 +35,8 @@ class Room:
     quick: bool = False
     seed: int = 7
     progress: Progress = field(default_factory=Progress)
+    reader: str = "smollm2-135m-instruct-q4_1"
+    """The model whose hidden states `stack` sees where it has a reader."""
 
     def count(self, usual: int, quick: int = 20) -> int:
         """Rows to take; 0 is all."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._data import folder_of, snips_task
-from benchmarks._measuring import READER, Measured, Room, Row, line, measured, shares
+from benchmarks._measuring import Measured, Room, Row, line, measured, shares
 from supertiny.core.records import Answer, Example, Sampling
 from supertiny.core.scoring import typed
 from supertiny.core.task import Task
@@ -17,11 +17,11 @@ LABELLED = 200
 STEP_ROWS = 100  # of valid, on which each step's worth is measured
 NEAREST: Any = {"method": "retrieve", "examples": 8}
 FEW: Any = {"method": "retrieve", "examples": 3}
-# Steps within `stack`, which leads them, and its reader; the best on labelled rows, each unseen, is taken.
-WITHIN: dict[str, tuple[list[Any], str]] = {
-    "filled": (["classify", NEAREST, "fill"], ""),
-    "filled, with a reader": (["classify", NEAREST, "fill"], READER),
-    "marked, with a reader": (["classify", FEW, "mark"], READER),
+# Steps within `stack`, which leads them, and whether it has a reader; the best on labelled rows, each unseen, is taken.
+WITHIN: dict[str, tuple[list[Any], bool]] = {
+    "filled": (["classify", NEAREST, "fill"], False),
+    "filled, with a reader": (["classify", NEAREST, "fill"], True),
+    "marked, with a reader": (["classify", FEW, "mark"], True),
 }
 QUICK = "filled, with a reader"
 SECOND_CALL_SHARE = 0.01  # of labelled rows that must come out right for another model call a request
@@ -52,7 +52,7 @@ def snips(room: Room, pipeline: str = "auto") -> tuple[list[Row], list[dict[str,
     plain = measured(room, task, "plain", rows, ["plain"], "chat_json")
     nearest = measured(room, task, "nearest 8", rows, [NEAREST, FreeFill()], "chat_json")
     name, choice = chosen(room, task, pipeline)
-    led = measured(room, task, "pipeline", rows, [stacked(*WITHIN[name])])
+    led = measured(room, task, "pipeline", rows, [known_as(name, room)])
     figures = [
         *shares("snips_plain_exact", "one plain prompt, JSON grammar: exact calls", plain.hits),
         *shares("snips_nearest8_exact", "8 nearest examples, no grammar", nearest.hits),
@@ -72,13 +72,18 @@ def stacked(within: Sequence[Any], reader: str = "") -> dict[str, Any]:
     return {"method": "stack", "steps": list(within), "reader": reader}
 
 
+def known_as(name: str, room: Room) -> dict[str, Any]:
+    within, reads = WITHIN[name]
+    return stacked(within, room.reader if reads else "")
+
+
 def chosen(room: Room, task: Task, name: str) -> tuple[str, list[dict[str, Any]]]:
     """The name of the steps with which most labelled rows come out right, each unseen: valid has no say in it."""
     if name != "auto" or room.quick:
         return QUICK if name == "auto" else name, []
     table, worth = [], {}
-    for known, (within, reader) in WITHIN.items():
-        found = measured(room, task, f"labelled rows, {known}", task.labelled, [stacked(within, reader)])
+    for known, (within, _) in WITHIN.items():
+        found = measured(room, task, f"labelled rows, {known}", task.labelled, [known_as(known, room)])
         table.append(line(f"choice, on labelled rows: {known}", found.hits))
         worth[known] = found.share - SECOND_CALL_SHARE * sum(step in ("fill", "mark") for step in within)
     best = max(worth, key=worth.__getitem__)
@@ -94,7 +99,8 @@ def worth_of_steps(
     name: str,
 ) -> list[dict[str, Any]]:
     """Each step put on the ones before, then the pipeline without one of its steps; all on the same rows."""
-    within, reader = WITHIN[name]
+    within, reads = WITHIN[name]
+    reader = room.reader if reads else ""
     plain, nearest, led = (one.first(len(rows)) for one in known)
     climbed = [plain, nearest]
     if within[-1] == "mark":
