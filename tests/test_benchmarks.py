@@ -226,7 +226,10 @@ class TestBanking:
             assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
             assert values[f"{name}_n"] == 20
         assert values["banking77_plain_accuracy"] == values["banking77_pipeline_accuracy"] == 1.0
-        assert [entry["n"] for entry in table] == [20] * 5
+        assert [entry["n"] for entry in table] == [20] * 7
+        assert [entry["step"] for entry in table[:2]] == [
+            "choice, on labelled rows: pipeline", "choice, on labelled rows: pipeline, with a reader",
+        ]  # fmt: skip
 
 
 def test_a_share_comes_with_its_interval() -> None:
