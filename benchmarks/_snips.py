@@ -113,7 +113,7 @@ def worth_of_steps(
     for place, step in enumerate(within):
         left = [*within[:place], *within[place + 1 :]]
         without = f"without {step if isinstance(step, str) else step['method']}"
-        # Without examples the model does not know the format: it writes what is not read, 14 seconds a request.
+        # Without examples the model does not know the format: it writes Python, and each call takes seconds.
         if any(one in ("fill", "mark") for one in left) and step not in (NEAREST, FEW):
             table.append(_line(measured(room, task, without, rows, [stacked(left, reader)]), led, rows, task))
     table.append(_line(measured(room, task, "without the model", rows, [stacked([], reader)]), led, rows, task))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from supertiny.engines._torch_states import HiddenStates
+from supertiny.prototype.steps import _reader
 from supertiny.prototype.steps._reader import Reader, scaled
 from supertiny.prototype.steps._spans import words_of
 from tests.tiny_student import write_student
@@ -39,11 +40,15 @@ def test_words_are_found_in_every_script(folder: Path) -> None:
     assert (np.abs(found).sum(axis=1) > 0).all()
 
 
-def test_a_reader_reads_each_text_once(folder: Path) -> None:
+def test_a_reader_reads_each_text_once_while_it_keeps_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(folder)
-    reader.read(["play ina", "stop", "stop", ""])
-    first = reader.words("stop")
-    assert reader.words("stop") is first
+    _, first, again, _ = reader(["play ina", "stop", "stop", ""])
+    assert again is first
+    assert reader(["stop"])[0] is first
+    monkeypatch.setattr(_reader, "_KEPT", 2)
+    reader(["go", "stop"])
+    assert list(reader._kept) == ["go", "stop"], "those that were used last"
+    assert reader(["stop"])[0] is first
     means = reader.means(["stop", "", "play ina"])
     assert means.shape == (3, 64)
     assert np.allclose(means[0], first[0])

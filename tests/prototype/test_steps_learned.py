@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from supertiny.core.scoring import exact
 from supertiny.core.task import Task
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.steps._held_out import PARTS, KnownFunctions, part_of
+from supertiny.prototype.steps._reader import Reader, Rows
 from supertiny.prototype.steps._spans import arguments_of, marked, read_marked, tags_of, words_of
 from supertiny.prototype.steps._tagger import Lesson, Tagger
 from tests.fake_engine import FakeEngine
@@ -80,6 +82,23 @@ class TestSpans:
         assert score < 0
         assert tagger.copied == {"Play": {"artist", "service"}}, "what no text states is left alone"
         assert not tagger.knows("Stop")
+
+    def test_a_state_belongs_to_its_own_word(self) -> None:
+        """What no lesson says of these words, only their states tell: one of them is the artist."""
+
+        class Knowing(Reader):
+            def _read(self, texts: Sequence[str]) -> list[Rows]:
+                known = [[word in (*ARTISTS, "zaz") for word, *_ in words_of(text)] for text in texts]
+                return [np.array([[hit, not hit] for hit in row], np.float32) for row in known]
+
+        names = [artist for artist in ARTISTS if " " not in artist]
+        texts = [f"{one} {artist} {two}" for artist in names for one, two in (("a", "b"), ("c", "d"))]
+        texts += [f"{artist} {one} {two}" for artist in names for one, two in (("a", "b"), ("c", "d"))]
+        gold = [next(word for word in text.split() if word in names) for text in texts]
+        lessons = [Lesson(text, "Play", {"artist": one}, []) for text, one in zip(texts, gold, strict=True)]
+        tagger = Tagger(lessons, Knowing(Path("nowhere")))
+        for text in ("x y zaz", "x zaz y", "zaz x y"):
+            assert tagger(text, "Play", [])[0] == {"artist": "zaz"}
 
 
 class TestClassify:

@@ -21,37 +21,41 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.float32]
 _DIRECTIONS = 200
+_KEPT = 4096  # texts
 
 
 class Reader:
-    """States of the words of texts; each text is read once."""
+    """States of the words of texts; a text is not read again while it is among the last few thousand."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._model: HiddenStates | None = None
         self._kept: dict[str, Rows] = {}
 
-    def words(self, text: str) -> Rows:
-        """(words, width)."""
-        self.read([text])
-        return self._kept[text]
+    def __call__(self, texts: Sequence[str]) -> list[Rows]:
+        """(words, width) of each text, in order."""
+        new = sorted({text for text in texts if text not in self._kept})
+        for text, states in zip(new, self._read(new), strict=True):
+            self._kept[text] = states
+        found = [self._kept[text] for text in texts]
+        for text in dict.fromkeys(texts):
+            self._kept[text] = self._kept.pop(text)  # used last
+        while len(self._kept) > _KEPT:  # a pool may be of any size, and each request takes some 20 kB
+            del self._kept[next(iter(self._kept))]
+        return found
 
     def means(self, texts: Sequence[str]) -> Rows:
         """(texts, width), over the words of each; zeros where it has none."""
-        self.read(texts)
-        return np.stack([self._kept[text].sum(axis=0) / max(1, len(self._kept[text])) for text in texts])
+        return np.stack([states.sum(axis=0) / max(1, len(states)) for states in self(texts)])
 
-    def read(self, texts: Sequence[str]) -> None:
-        """Reads texts together that shall be asked for."""
-        new = sorted({text for text in texts if text not in self._kept})
-        if not new:
-            return
+    def _read(self, texts: Sequence[str]) -> list[Rows]:
+        if not texts:
+            return []
         if self._model is None:
             from supertiny.engines._torch_states import HiddenStates
 
             self._model = HiddenStates(self._folder)
-        spans = [[(first, last) for _, first, last in words_of(text)] for text in new]
-        self._kept |= dict(zip(new, self._model(new, spans), strict=True))
+        return self._model(texts, [[(first, last) for _, first, last in words_of(text)] for text in texts])
 
 
 def reader_of(name: str, bench: Bench) -> Reader | None:

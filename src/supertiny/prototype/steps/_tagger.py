@@ -58,8 +58,7 @@ class Tagger:
         self._vectorizer = DictVectorizer(dtype=np.float32)
         matrix = self._vectorizer.fit_transform(traits) if traits else None
         if reader is not None and traits:
-            reader.read([lesson.text for lesson in lessons])
-            states = np.concatenate([reader.words(lesson.text) for lesson in lessons])
+            states = np.concatenate(reader([lesson.text for lesson in lessons]))
             self._bring = scaled(states, _STATES_LENGTH)
             matrix = beside(matrix, self._bring(states))
         # Where nothing is ever stated in a text, there is nothing to tell apart.
@@ -75,7 +74,7 @@ class Tagger:
         words, allowed = words_of(text), self._tags[tool]
         classes = [(number, str(tag)) for number, tag in enumerate(self._model.classes_) if tag in allowed]
         hinted = [self._tagged(words, text, tool, hint) for hint in hints]
-        states = self._bring(self._reader.words(text)) if self._reader and self._bring and words else None
+        states = self._bring(self._reader([text])[0]) if self._reader and self._bring and words else None
         beam: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
         for place in range(len(words)):
             traits = [_traits(words, place, tool, tags[-1] if tags else "", hinted) for _, tags in beam]

@@ -4,7 +4,7 @@ Paper: Wolpert, Stacked Generalization, 1992; Cohen and Carvalho, Stacked Sequen
 Springer et al., Repetition Improves Language Model Embeddings, 2024, arXiv:2402.15449.
 Use when: some hundred labelled rows have conventions that a prompt does not bring home, such as where a value ends.
 Differs from the papers: below are a language model's answers, above small linear models of the words that weigh them;
-a reader of 135 million parameters, which takes a few hundredths of a second a request, adds more than a second answer.
+a reader of 135 million parameters, which takes a hundredth of a second a request, adds more than a second answer.
 """
 
 from __future__ import annotations
