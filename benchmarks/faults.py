@@ -1,7 +1,8 @@
 """Requests to a server that fails at every fourth try: none lost, none paid twice, no budget crossed, also when killed.
 
-All parts run against a server in a process of its own. `killed`: the labelling process is ended by kill -9 at random
-moments and started again on the same ledger; the server honours `Idempotency-Key`, and the budget is about what the
+All parts run against a server in a process of its own, and label by the steps fill and check: an answer in which the
+server broke its own grammar is handed back. `killed`: the labelling process is ended by kill -9 at random moments and
+started again on the same ledger; the server honours `Idempotency-Key`, and the budget is about what the
 work and the lost tries can cost. Then the same with budgets that are too small, in dollars, tokens and minutes, against
 a server that ignores the key: each must end its run. An answer that was lost or broken on its way is then billed
 again, which no client can prevent; these are counted apart. Then against the same server without faults: throughput
@@ -32,8 +33,11 @@ from benchmarks._table import arguments, publish
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build
-from supertiny.core.records import Prompt, Sampling, Tool
-from supertiny.formats._lawful import complete_lawfully, is_lawful
+from supertiny.core.nearest import NearestExamples
+from supertiny.core.records import Call, Prompt, Request, Sampling, Tool
+from supertiny.core.task import Task
+from supertiny.prototype.bench import Bench
+from supertiny.prototype.teacher import Pipeline
 
 ROOT = Path(__file__).parents[1]
 CONCURRENCY = 64
@@ -57,7 +61,7 @@ def main() -> None:
     count, most, kills = (150, 400, 10) if options.quick else (1000, 1000, 10)
     killed = faulty_run(count, kills, options.seed, enough(count, kills), honours=True)
     # Each must hold some times 64 calls at their worst, or it is used up by what is under way.
-    budgets = {"dollars": most * 0.0008, "tokens": most * 30, "minutes": most / 20_000}
+    budgets = {"dollars": most * 0.002, "tokens": most * 75, "minutes": most / 20_000}
     small = {
         kind: faulty_run(most, 3 if options.quick else kills, options.seed, {kind: limit}, honours=False)
         for kind, limit in budgets.items()
@@ -129,7 +133,7 @@ def _of_estimate(estimated: Mapping[str, float]) -> list[Figure]:
 
 def enough(count: int, kills: int) -> dict[str, float]:
     """Dollars that the work may need with what is lost at each kill, and what is under way: hardly more than that."""
-    return {"dollars": count * 0.0015 + (kills + 1) * CONCURRENCY * 0.002 + CONCURRENCY * 0.003}
+    return {"dollars": count * 0.003 + (kills + 1) * CONCURRENCY * 0.0035 + CONCURRENCY * 0.005}
 
 
 def faulty_run(count: int, kills: int, seed: int, budget: Mapping[str, float], honours: bool) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def faulty_run(count: int, kills: int, seed: int, budget: Mapping[str, float], h
             "kills": done,
             "given_up": given_up,
             "stopped": last[0] == OVER_BUDGET,
-            "lost": _missing(ledger, count),
+            "lost": count - _finished(child["place"])["right"],
             "paid_twice": seen["paid_twice"],
             "lost_answers": seen["billed_but_lost"],
             "told_lost": sum(bill.calls for bill in ledger.lost()),
@@ -228,7 +232,7 @@ def _watched(child: Mapping[str, Any], url: str, goal: int = 0, generator: Rando
         time.sleep(0.01)
     seconds = time.perf_counter() - first if first else 0.0
     status = process.wait()
-    return status, seconds if status == -signal.SIGKILL else float(_clock(child["place"]).read_text())
+    return status, seconds if status == -signal.SIGKILL else _finished(child["place"])["seconds"]
 
 
 def _command(child: Mapping[str, Any]) -> list[str]:
@@ -251,13 +255,12 @@ def _engine(url: str, timeout_seconds: float) -> Any:
 
 
 def _label(place: str, url: str, count: int, budget: Mapping[str, Any]) -> int:
-    """What is killed: answers all requests with lawful calls, through the ledger."""
-    ledger, hosted, prompts = (
-        Ledger(Path(place), Budget(**budget)),
-        _engine(url, timeout_seconds=1.5),
-        prompts_of(count),
-    )
-    seconds, paid = 0.0, hosted.complete_paid
+    """What is killed: answers all requests by fill and check, through the ledger."""
+    ledger, hosted = Ledger(Path(place), Budget(**budget)), _engine(url, timeout_seconds=1.5)
+    task = Task("faults", "Lights have numbers.", Path("faults"), tuple(TOOLS), (), (), (), (), pool_gold={}, hash="0")
+    steps = [build("steps", {"method": name, "max_tokens": SAMPLING.max_tokens}) for name in ("fill", "check")]
+    requests = [Request.from_text(f"light {number}") for number in range(count)]
+    seconds, right, paid = 0.0, 0, hosted.complete_paid
 
     def timed(*asked: Any) -> Any:
         nonlocal seconds
@@ -269,35 +272,28 @@ def _label(place: str, url: str, count: int, budget: Mapping[str, Any]) -> int:
 
     hosted.complete_paid = timed
     try:
-        complete_lawfully(
-            ledger.wrap(hosted, "labels"), prompts, SAMPLING, build("formats", "chat_json"), [TOOLS] * count
-        )
+        engine, form = ledger.wrap(hosted, "labels"), build("formats", "chat_json")
+        bench = Bench(engine, task, form, NearestExamples(()), seed=0)
+        answers = Pipeline(steps, bench, count, "faults").answer(requests)
+        right = sum(answer.calls == (Call("set_light", {"number": number}),) for number, answer in enumerate(answers))
     except BudgetReached:
         return OVER_BUDGET
     except UserError as error:
         print(error, file=sys.stderr)
         return GIVEN_UP
     finally:
-        _clock(place).write_text(str(seconds))
+        _notes(place).write_text(json.dumps({"seconds": seconds, "right": right}))
     return 0
 
 
-def _clock(place: str) -> Path:
-    """Where a labelling process that ends writes how long its engine was at work."""
-    return Path(f"{place}.seconds")
+def _notes(place: str) -> Path:
+    """Where a labelling process that ends writes how long its engine was at work, and how many answers are right."""
+    return Path(f"{place}.json")
 
 
-def _missing(ledger: Ledger, count: int) -> int:
-    """Requests for which the ledger holds no lawful call with their own number."""
-    form, tools = build("formats", "chat_json"), {tool.name: tool for tool in TOOLS}
-    right = set()
-    for prompt, key in ledger.ask("SELECT prompt, key FROM calls"):
-        number = json.loads(prompt)["messages"][-1]["content"].rpartition(" ")[2]
-        completion = ledger.find(key)
-        if completion is not None and is_lawful(completion, form, tools):
-            (call,) = form.decode(completion.text).calls
-            right |= {int(number)} if call.arguments.get("number") == int(number) else set()
-    return len(set(range(count)) - right)
+def _finished(place: str) -> dict[str, float]:
+    notes: dict[str, float] = json.loads(_notes(place).read_text())
+    return notes
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
-from supertiny.core.records import Completion, Grammar, Prompt, Sampling, Tool
+from supertiny.core.records import Call, Completion, Grammar, Prompt, Sampling, Tool
 from supertiny.formats._lawful import complete_lawfully, is_lawful
 from tests.fake_engine import FakeEngine
 
@@ -103,3 +104,42 @@ def test_a_range_of_whole_numbers_is_spelled_out_where_it_is_short() -> None:
     assert "json-integer" not in short
     for schema in ({"minimum": 5}, {"minimum": 1000, "maximum": 10000}, {"minimum": 3, "maximum": 2}, {}):
         assert "json-integer" in grammar(**schema)
+
+
+FENCE = '```json\n[\n  {"name": "switch", "arguments": {"state": "on"}}\n]\n```'
+CALLS = [Call("switch", {"state": "on"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (FENCE, CALLS),
+        (f"You would call:\n\n{FENCE}\n\nThat is all.", CALLS),
+        ('```\n{"name": "switch", "arguments": {"state": "on"}}\n```', CALLS),
+        (f"{FENCE}\n{FENCE}", CALLS * 2),
+        ('```json\n{"name": "switch", "arguments": {"state": "on" // or off\n}}\n```', []),
+        ('```json\n{"state": "on"}\n```', []),
+        ("```json\n[3]\n```", []),
+        ("```json\n[]\n```", []),
+        (FENCE[:-4], []),
+        (json.dumps(FENCE), []),
+    ],
+)
+def test_calls_in_a_fence_are_calls(text: str, calls: list[Call]) -> None:
+    form = build("formats", "chat_json")
+    read = form.decode(text)
+    assert list(read.calls) == calls
+    assert bool(read.text) == (not calls)
+    assert form.decode(form.write(read)) == read
+
+
+@pytest.mark.parametrize(("words", "asked"), [(True, [2]), (False, [2, 1])])
+def test_words_alone_are_asked_again_where_calls_alone_are_wanted(words: bool, asked: list[int]) -> None:
+    form = build("formats", "compact")
+    engine = FakeEngine(Author({"good": "switch state on", "bad": "~I would switch it on."}))
+    prompts = [Prompt(text=text) for text in ("good", "bad")]
+    done = complete_lawfully(engine, prompts, Sampling(), form, [[SWITCH]] * 2, words=words)
+    assert engine.batches == asked
+    assert [one.text for one in done] == ["switch state on", "~I would switch it on." if words else "switch state off"]
+    if not words:
+        assert engine.asked[-1][2] == form.grammar([SWITCH], words=False) != form.grammar([SWITCH])

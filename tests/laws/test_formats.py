@@ -88,6 +88,8 @@ WORDS += [
     " edge ",
     "\u3000",
     "a\u2028b",
+    '```json\n[{"name": "Rest", "arguments": {}}]\n```',
+    "```\nno calls\n```",
 ]
 texts = st.one_of(st.sampled_from(WORDS), st.text(max_size=12))
 numbers = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
@@ -277,6 +279,18 @@ def test_without_tools_only_words_are_left(name: str) -> None:
     assert matcher.matches(form.write(Answer()))
     assert matcher.matches(form.write(Answer(text="Привет, 世界")))
     assert not matcher.matches(form.write(Answer((Call("Rest"),))))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_without_words_calls_alone_are_left_and_the_text_for_none(name: str) -> None:
+    form: Format = build("formats", name)
+    call = Call("Rest")
+    for tools in (TOOLS, ()):
+        matcher = Matcher(form.grammar(tools, words=False).text)
+        assert matcher.matches(form.write(Answer()))
+        assert matcher.matches(form.write(Answer((call, call)))) == bool(tools)
+        for answer in (Answer(text="Hi"), Answer(text='"'), Answer((call,), "Hi")):
+            assert not matcher.matches(form.write(answer))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -209,7 +209,7 @@ def test_the_prompt_says_all_that_the_model_must_know() -> None:
     assert prompt.shared == 1
     assert prompt.messages[-1] == {"role": "user", "content": "kitchen brightness 40"}
     assert sampling.temperature == 0
-    assert grammar == at.form.grammar(TASK.tools)
+    assert grammar == at.form.grammar(TASK.tools, words=False)
 
 
 def test_retrieve_shows_the_nearest_last_and_never_the_answers_of_other_splits() -> None:
@@ -246,7 +246,7 @@ def test_fill_skips_what_was_routed_to_none_and_keeps_to_the_chosen_function() -
     assert [asked(prompt) for prompt, *_ in engine_of(at).asked] == ["turn on the kitchen", "dim the hall"]
     stray = bench(lambda prompt, sampling, grammar: "TurnOn area Kitchen" if grammar else "TurnOff area Kitchen")
     (kept,) = build("steps", "fill").run(given[:1], stray)
-    assert [g for *_, g in engine_of(stray).asked] == [None, stray.form.grammar(TASK.tools[:1])]
+    assert [g for *_, g in engine_of(stray).asked] == [None, stray.form.grammar(TASK.tools[:1], words=False)]
     assert kept.calls == (Call("TurnOn", {"area": "Kitchen"}),), "what leaves the chosen function is written again"
     assert kept.cost.dollars == 2.0, "both tries are paid"
 

@@ -14,7 +14,7 @@ import pytest
 from supertiny.core.errors import BudgetReached, UserError
 from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build
-from supertiny.core.records import Call, Completion, Grammar, Price, Prompt, Sampling
+from supertiny.core.records import Answer, Call, Completion, Example, Grammar, Price, Prompt, Request, Sampling
 from supertiny.prototype.bench import Bench, Trace
 from supertiny.prototype.label_shares import _label_text, _own_shares
 from supertiny.prototype.prompting import function_list
@@ -96,7 +96,7 @@ def test_several_candidates_are_all_that_fill_sees() -> None:
     )
     filling = replace(at, engine=engine)
     (filled,) = build("steps", "fill").run(found, filling)
-    assert engine.asked[1][2] == COMPACT.grammar([TASK.tools[1], TASK.tools[2]])
+    assert engine.asked[1][2] == COMPACT.grammar([TASK.tools[1], TASK.tools[2]], words=False)
     assert filled.calls == (Call("Dim", {"area": "Hall", "level": 1}),)
     # A second try sees all functions: perhaps the right one was left out.
     wrong = replace(filled, calls=(Call("Dim", {"area": "Cellar", "level": 1}),))
@@ -246,7 +246,7 @@ def test_the_plain_prompt_says_what_it_always_said() -> None:
         "Answer [] when no function serves the request."
     )
     assert prompt == Prompt(({"role": "system", "content": words}, {"role": "user", "content": "hall on"}), shared=1)
-    assert (sampling, grammar) == (Sampling(128), form.grammar(TASK.tools))
+    assert (sampling, grammar) == (Sampling(128), form.grammar(TASK.tools, words=False))
     assert answer.calls == (Call("TurnOn", {"area": "Hall"}),)
     assert (answer.by, answer.raw[:9], sum(told)) == ("plain_prompt", '[{"name":', 1)
 
@@ -273,3 +273,15 @@ def test_rules_of_the_plain_step_fit_its_format() -> None:
     build("steps", "plain").run(traces("x"), bench(write))
     assert COMPACT.rules in seen[0]
     assert "JSON" not in seen[0]
+
+
+def test_words_are_an_answer_only_where_a_labelled_row_answers_in_words() -> None:
+    polite = Example(Request.from_text("thank you"), Answer((), "You are welcome."))
+    for labelled, tries in ((TASK.labelled, 2), ((*TASK.labelled, polite), 1)):
+        engine = FakeEngine(lambda prompt, sampling, grammar: "~ I would." if grammar is None else "TurnOn area Hall")
+        at = bench(engine=engine, task=replace(TASK, labelled=labelled))
+        (found,) = build("steps", "fill").run(traces("hall on"), at)
+        assert len(engine.asked) == tries
+        assert (found.calls, found.text) == (
+            ((Call("TurnOn", {"area": "Hall"}),), "") if tries == 2 else ((), " I would.")
+        )

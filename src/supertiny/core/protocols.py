@@ -90,8 +90,11 @@ class Format(Protocol):
         """Inverse of `write`. Raises ValueError where the text is not in the format."""
         ...
 
-    def grammar(self, tools: Sequence[Tool]) -> Grammar | None:
-        """All texts that `write` can give for valid calls of these tools, or None where none can be stated."""
+    def grammar(self, tools: Sequence[Tool], words: bool = True) -> Grammar | None:
+        """All texts that `write` can give for valid calls of these tools, or None where none can be stated.
+
+        Without `words`, calls alone, or the text that stands for none.
+        """
         ...
 
 

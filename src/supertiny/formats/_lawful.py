@@ -26,16 +26,18 @@ def complete_lawfully(
     advance: Callable[[int], None] = lambda count: None,
     stands: Callable[[int, Completion], bool] = lambda index, completion: False,
     again: Callable[[int, Completion], None] = lambda index, completion: None,
+    words: bool = True,
 ) -> list[Completion]:
     """One completion per prompt, in order, each in the grammar of its prompt's tools; costs of both tries are added.
 
     `stands` lets a free completion through that is more than its prompt's tools allow; `again` is told of each second
-    try. A completion that was cut off at `max_tokens` under the grammar may still be unreadable.
+    try; without `words`, words alone have left the grammar, too. A completion that was cut off at `max_tokens` under
+    the grammar may still be unreadable.
     """
     free = engine.complete(prompts, sampling, None, lambda index, completion: advance(1))
     maps = [{tool.name: tool for tool in known} for known in tools]
-    broken = [i for i, done in enumerate(free) if not is_lawful(done, form, maps[i]) and not stands(i, done)]
-    bounds = {i: form.grammar(tools[i]) for i in broken}
+    broken = [i for i, done in enumerate(free) if not is_lawful(done, form, maps[i], words) and not stands(i, done)]
+    bounds = {i: form.grammar(tools[i], words) for i in broken}
     # Where an engine cannot be bound, the same prompt would only give the same words for more money.
     grammars = {i: bound for i, bound in zip(bounds, bindable(engine, list(bounds.values())), strict=True) if bound}
     broken = list(grammars)
@@ -64,12 +66,17 @@ def bindable(engine: Any, grammars: Sequence[Grammar | None]) -> list[Grammar | 
     return [grammar if grammar is not None and binds(grammar) else None for grammar in grammars]
 
 
-def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool]) -> bool:
-    """Whether a completion ended by itself and reads as calls of known functions with valid arguments."""
+def is_lawful(completion: Completion, form: Format, tools: Mapping[str, Tool], words: bool = True) -> bool:
+    """Whether a completion ended by itself and reads as calls of known functions with valid arguments.
+
+    Words alone stand for no call, but not where `words` is False.
+    """
     if completion.finish != "stop":
         return False
     try:
         answer = typed(form.decode(completion.text.removesuffix(form.stop)), tools)
     except ValueError:
+        return False
+    if not words and answer.text and not answer.calls:
         return False
     return not any(schema_problem(call, tools) for call in answer.calls)

@@ -6,13 +6,17 @@ Use when: the student shall be read by other programs as it stands, or is too li
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from supertiny.core.records import Answer, Call, Grammar, Prompt, Request, Tool, said
 from supertiny.formats._grammar import Rules, joined, literal, named
 from supertiny.formats._text import json_text, prose, read_prose, whole
 
+_FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)  # How chat models show JSON, often after a sentence.
 _NAMED = '{{"name": {}, "arguments": '  # The name first: the arguments depend on it.
 
 
@@ -20,7 +24,8 @@ _NAMED = '{{"name": {}, "arguments": '  # The name first: the arguments depend o
 class ChatJson:
     """Prompt: the messages in ChatML, no tools and no system prompt but the request's own.
 
-    Answer: `[{"name": ..., "arguments": {...}}]`, or plain text where no function serves.
+    Answer: `[{"name": ..., "arguments": {...}}]`, or plain text where no function serves. Calls in a Markdown fence
+    are read too, whatever is said around it.
     """
 
     stop: str = "<|im_end|>"
@@ -30,8 +35,7 @@ class ChatJson:
         "Turn the user's request into function calls. Write a JSON list of calls and nothing else: "
         '[{"name": "Function", "arguments": {"argument": "value"}}]. '
         "Name only arguments that the request states or that its function needs, "
-        "with values from the lists where there are some. Write [] when no function serves the request "
-        "or the device or place is not in the lists."
+        "with values from the lists where there are some. Write [] when no function serves the request."
     )
 
     def encode(self, request: Request, tools: Sequence[Tool]) -> Prompt:
@@ -48,35 +52,52 @@ class ChatJson:
 
     def write(self, answer: Answer) -> str:
         if not answer.calls:
-            return prose(answer.text, "[") if answer.text else "[]"
+            misread = bool(_fenced(answer.text))
+            return json_text(answer.text) if misread else prose(answer.text, "[") if answer.text else "[]"
         calls = "[" + ", ".join(_written(call) for call in answer.calls) + "]"
         return f"{calls}\n{prose(answer.text)}" if answer.text else calls
 
     def decode(self, text: str) -> Answer:
         if not text.startswith("["):
-            return whole(Answer((), read_prose(text)))
+            calls = () if text.startswith('"') else _fenced(text)
+            return whole(Answer(calls, "" if calls else read_prose(text)))
         rows, end = json.JSONDecoder().raw_decode(text)
         if text[end : end + 1] not in ("", "\n"):
             raise ValueError(f"expected the end of the text at {end}, found {text[end : end + 10]!r}")
-        try:
-            calls = tuple(Call(str(row["name"]), dict(row["arguments"])) for row in rows)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a list of calls: {error!r}") from None
-        return whole(Answer(calls, read_prose(text[end + 1 :])))
+        return whole(Answer(_read(rows), read_prose(text[end + 1 :])))
 
-    def grammar(self, tools: Sequence[Tool]) -> Grammar:
+    def grammar(self, tools: Sequence[Tool], words: bool = True) -> Grammar:
         rules = Rules()
-        plain = rules.rule("plain", r'json-string | [^\x00-\x20"\[] prose-letter*')
+        plain = rules.rule("plain", r'json-string | [^\x00-\x20"\[] prose-letter*') + " | " if words else ""
         if not tools:
-            return Grammar("ebnf", rules.text(f'{plain} | "[]"'))
+            return Grammar("ebnf", rules.text(f'{plain}"[]"'))
         ways = []
         for tool in tools:
             pairs = [(f"{json_text(name)}: ", rules.value(schema)) for name, schema in named(tool.parameters)]
             arguments = rules.listed(pairs, tool.parameters, "", ", ")
             ways.append(joined(literal(_NAMED.format(json_text(tool.name)) + "{"), arguments, '"}}"'))
         call = rules.rule("call", " | ".join(ways))
-        return Grammar("ebnf", rules.text(f'{plain} | "[" ({call} (", " {call})*)? "]" ("\\n" prose)?'))
+        more = ' ("\\n" prose)?' if words else ""
+        return Grammar("ebnf", rules.text(f'{plain}"[" ({call} (", " {call})*)? "]"{more}'))
 
 
 def _written(call: Call) -> str:
     return _NAMED.format(json_text(call.tool)) + json_text(dict(call.arguments)) + "}"
+
+
+def _read(rows: Any) -> tuple[Call, ...]:
+    """Raises ValueError where the rows are no calls."""
+    try:
+        return tuple(Call(str(row["name"]), dict(row["arguments"])) for row in rows)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a list of calls: {error!r}") from None
+
+
+def _fenced(text: str) -> tuple[Call, ...]:
+    """The calls, one or a list of them, of the fenced blocks that hold calls."""
+    calls: tuple[Call, ...] = ()
+    for block in _FENCED.findall(text):
+        with suppress(ValueError):
+            rows = json.loads(block)
+            calls += _read(rows if isinstance(rows, list) else [rows])
+    return calls

@@ -41,8 +41,7 @@ class Compact:
         "Turn the user's request into function calls. Write one call per line as: "
         "Function argument value; argument value. "
         "Name only arguments that the request states or that its function needs, "
-        "with values from the lists where there are some. Write ~ alone when no function serves the request "
-        "or the device or place is not in the lists."
+        "with values from the lists where there are some. Write ~ alone when no function serves the request."
     )
 
     def encode(self, request: Request, tools: Sequence[Tool]) -> Prompt:
@@ -73,17 +72,18 @@ class Compact:
             raise ValueError("an empty text is no answer")
         return whole(Answer(tuple(calls), read_prose(text[1:])))
 
-    def grammar(self, tools: Sequence[Tool]) -> Grammar:
+    def grammar(self, tools: Sequence[Tool], words: bool = True) -> Grammar:
         rules, spelling = Rules(_BARE), Spelling(_value, "bare", "free")
-        words = rules.rule("words", f"{literal(_NO_CALL)} prose?")
+        none = rules.rule("words", f"{literal(_NO_CALL)} prose?") if words else literal(_NO_CALL)
         if not tools:
-            return Grammar("ebnf", rules.text(words))
+            return Grammar("ebnf", rules.text(none))
         ways = []
         for tool in tools:
             pairs = [(_name(name) + " ", rules.value(schema, spelling)) for name, schema in named(tool.parameters)]
             ways.append(joined(literal(_name(tool.name)), rules.listed(pairs, tool.parameters, " ", "; ")))
         call = rules.rule("call", " | ".join(ways))
-        return Grammar("ebnf", rules.text(f'{words} | {call} ("\\n" {call})* ("\\n" {words})?'))
+        more = f' ("\\n" {none})?' if words else ""
+        return Grammar("ebnf", rules.text(f'{none} | {call} ("\\n" {call})*{more}'))
 
 
 def _line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from supertiny.core.files import hash_of
@@ -254,13 +255,15 @@ class Bench:
 
         def stands(index: int, completion: Completion) -> bool:
             chosen = traces[index].tool
-            if not chosen or not is_lawful(completion, self.form, known[index]):
+            if not chosen or not is_lawful(completion, self.form, known[index], self.words):
                 return False
             names = {call.tool for call in self.form.decode(completion.text.removesuffix(self.form.stop)).calls}
             return len(names) > 1 and chosen in names
 
         retry = retried.__setitem__
-        done = complete_lawfully(self.engine, prompts, sampling, self.form, tools, self.advance, stands, retry)
+        done = complete_lawfully(
+            self.engine, prompts, sampling, self.form, tools, self.advance, stands, retry, self.words
+        )
         answered = []
         for place, (trace, completion, own) in enumerate(zip(traces, done, tools, strict=True)):
             last = retried.get(place, completion)  # `completion` has the price of both tries
@@ -293,6 +296,11 @@ class Bench:
     def tools_of(self, trace: Trace) -> Sequence[Tool]:
         """The functions that a request may be turned into."""
         return trace.request.tools or self.task.tools
+
+    @cached_property
+    def words(self) -> bool:
+        """Whether an answer may be words alone, as some labelled row's is; the teacher is told of calls only."""
+        return any(row.answer is not None and row.answer.text and not row.answer.calls for row in self.task.labelled)
 
     def complaint(self, trace: Trace) -> str:
         """What is wrong with a trace's answer, in words; empty where nothing is known to be.

@@ -32,7 +32,7 @@ class Plain:
             Prompt(({"role": "system", "content": said}, *trace.request.messages), shared=1)
             for said, trace in zip(words, traces, strict=True)
         ]
-        grammars = [form.grammar(known) for known in tools]
+        grammars = [form.grammar(known, bench.words) for known in tools]
         paid, done = bench.complete(traces, prompts, Sampling(self.max_tokens), grammars)
         return [
             replace(trace.answered(one.text, _read(one, form, known)), logprob=mean_logprob(one))

@@ -77,11 +77,11 @@ class _Numbered:
     def decode(self, text: str) -> Answer:
         return self._form.decode(re.sub(r"(?m)^\s*\d+[.)]\s+", "", text))
 
-    def grammar(self, tools: Sequence[Tool]) -> Grammar | None:
+    def grammar(self, tools: Sequence[Tool], words: bool = True) -> Grammar | None:
         """Of opened functions; references are $1 to $9 and have no parts, which is what a grammar can state."""
         few = {"enum": [f"${number}" for number in range(1, 10)]}
         known = [with_properties(tool, lambda schema: {"anyOf": [schema["anyOf"][0], few]}) for tool in tools]
-        return self._form.grammar(known)
+        return self._form.grammar(known, words)
 
 
 def _prompt(trace: Trace, bench: Bench) -> Prompt:
