@@ -33,6 +33,21 @@ def test_each_word_has_a_state_that_knows_what_comes_after(folder: Path) -> None
     assert np.abs(alone - found[0]).max() < 0.05, "the longer rows beside it change nothing but rounding"
 
 
+def test_of_a_text_that_is_too_long_the_beginning_is_read(folder: Path) -> None:
+    model = HiddenStates(folder)
+    known = model._model.config.max_position_embeddings
+    assert 2 * model._longest < known
+    text = "play " * known
+    (found,) = model([text], [spans(text)])
+    assert found.shape == (known, 64)
+    read = np.abs(found).sum(axis=1) > 0
+    assert read[0]
+    assert not read[-1]
+    assert not (~read[:-1] & read[1:]).any(), "nothing is read after what was left out"
+    (short,) = model(["play ina"], [spans("play ina")])
+    assert (np.abs(short).sum(axis=1) > 0).all()
+
+
 def test_words_are_found_in_every_script(folder: Path) -> None:
     text = "spiele Düne 天气"
     (found,) = HiddenStates(folder)([text], [spans(text)])

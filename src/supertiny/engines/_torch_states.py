@@ -20,10 +20,14 @@ _ROWS = 16  # read together
 # A bar per opened file would tear the run's own progress.
 disable_progress_bar()  # type: ignore[no-untyped-call]
 _FIRST, _AGAIN = "Request: ", "\nThe same request again: "
+_AROUND = 32  # tokens that these may take
 
 
 class HiddenStates:
-    """Reads texts with the lower half of the blocks of a stock Hugging Face folder."""
+    """Reads texts with the lower half of the blocks of a stock Hugging Face folder.
+
+    Of a text that does not fit the model's context twice, the beginning is read; the states of later words are zeros.
+    """
 
     def __init__(self, folder: Path) -> None:
         fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -38,6 +42,7 @@ class HiddenStates:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self.width: int = self._model.config.hidden_size
+        self._longest = (self._model.config.max_position_embeddings - _AROUND) // 2
 
     def __call__(self, texts: Sequence[str], words: Sequence[Spans]) -> list[NDArray[np.float32]]:
         """(words, width) for each text, in order."""
@@ -50,6 +55,7 @@ class HiddenStates:
         return [found[place] for place in range(len(texts))]
 
     def _read(self, texts: Sequence[str], words: Sequence[Spans]) -> list[NDArray[np.float32]]:
+        texts = [self._cut(text) for text in texts]
         twice = [f"{_FIRST}{text}{_AGAIN}{text}" for text in texts]
         batch = self._tokenizer(
             twice, add_special_tokens=False, return_offsets_mapping=True, padding=True, return_tensors="pt"
@@ -66,6 +72,11 @@ class HiddenStates:
             else np.empty((0, self.width), np.float32)
             for row, tokens, begin, spans in zip(states, ends, begins, words, strict=True)
         ]
+
+    def _cut(self, text: str) -> str:
+        limits = {"truncation": True, "max_length": self._longest}
+        ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **limits)["offset_mapping"]
+        return text[: ends[-1][1]] if len(ends) == self._longest else text
 
 
 def _of_word(states: NDArray[np.float32], tokens: NDArray[np.int64], first: int, last: int) -> NDArray[np.float32]:
