@@ -53,6 +53,8 @@ def served(engine: Engine) -> Iterator[str]:
 
     async def chat(request: HttpRequest) -> JSONResponse:
         body = await request.json()
+        if not any(message.get("content") for message in body["messages"]):  # one client looks for limits so
+            return JSONResponse({"error": {"message": "there is no message"}}, 400)
         answer = await batcher.answer(Request("", tuple(body["messages"])))
         usage = {"prompt_tokens": answer.cost.tokens_in, "completion_tokens": answer.cost.tokens_out}
         message = {"role": "assistant", "content": answer.text}
@@ -91,7 +93,7 @@ def served(engine: Engine) -> Iterator[str]:
 def drive(
     open_engine: Callable[[], Engine], prompts: Sequence[Prompt], model: str, python: Path | None
 ) -> tuple[dict[str, float], dict[str, str], list[str]]:
-    """(requests a second of each client, versions of the others, lines on those that are not there)."""
+    """(requests a second of each client, versions of the others, lines on those without a figure)."""
     rates, versions, missing = {}, {}, []
     with _freshly_served(open_engine) as url:
         rates["supertiny"] = len(prompts) / ours(url, prompts, model)
@@ -99,8 +101,12 @@ def drive(
         if not is_there(name, python):
             missing.append(f"{name}: not installed here; pip install {PACKAGES[name]}, or --rivals-python PYTHON")
             continue
-        with _freshly_served(open_engine) as url:
-            report = _driven(name, url, model, prompts, python)
+        try:
+            with _freshly_served(open_engine) as url:
+                report = _driven(name, url, model, prompts, python)
+        except UserError as error:  # such as one that must reach another server first: the others' figures stand
+            missing.append(str(error))
+            continue
         rates[name], versions[name] = len(prompts) / report["seconds"], report["version"]
     return rates, versions, missing
 

@@ -61,15 +61,17 @@ def run(options: argparse.Namespace) -> None:
     count, few = (20, 6) if options.quick else (options.requests, min(options.requests, REQUESTS_OF_LOOPS))
     rows: list[Row] = [("requests", "requests answered by ours", float(count)), ("loop_requests", "by loops", few)]
     details: dict[str, Any] = {}
-    for part in options.part or PARTS:
-        if part == "engine":
-            rows += engine_rows(task, count, few)
-        elif part == "pipeline":
-            rows += pipeline_rows(task, count, few)
-        else:
-            rival_rows, details = rivals_rows(task, count, options.rivals_python)
-            rows += rival_rows
-    publish(f"label_speed: {count} requests, {MODEL}", rows, PACKAGES, options.json, details)
+    try:
+        for part in options.part or PARTS:
+            if part == "engine":
+                rows += engine_rows(task, count, few)
+            elif part == "pipeline":
+                rows += pipeline_rows(task, count, few)
+            else:
+                rival_rows, details = rivals_rows(task, count, options.rivals_python)
+                rows += rival_rows
+    finally:  # a part takes many minutes: what was measured before one fails is not lost
+        publish(f"label_speed: {count} requests, {MODEL}", rows, PACKAGES, options.json, details)
 
 
 def options_of(words: Sequence[str]) -> argparse.Namespace:

@@ -11,11 +11,10 @@ from types import MappingProxyType
 import httpx
 import pytest
 
-from benchmarks import _rivals
+from benchmarks import _rivals, label_speed
 from benchmarks._pipeline_speed import EXAMPLES, Timed, _checked, calls_in, chat_messages, run_pipeline
 from benchmarks._rivals import drive, is_there, ours, served
-from benchmarks.label_speed import options_of, prompts_of
-from supertiny.core.errors import UserError
+from benchmarks.label_speed import options_of, prompts_of, run
 from supertiny.core.records import Call, Prompt
 from tests.fake_engine import FakeEngine
 from tests.small_task import small_task
@@ -144,13 +143,29 @@ def test_another_projects_client_is_driven_in_its_own_python(tmp_path: Path, mon
     assert [len(engine.asked) for engine in opened] == [3, 3]
 
 
-def test_a_client_that_fails_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_fails_is_told_in_a_line_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "distilabel").mkdir()
     (tmp_path / "distilabel" / "models.py").write_text("raise RuntimeError('no such thing')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(_rivals, "MODULES", {"distilabel": "distilabel.models"})
-    with pytest.raises(UserError, match="no such thing"):
-        drive(an_engine, prompts(1), "m", Path(sys.executable))
+    rates, versions, missing = drive(an_engine, prompts(1), "m", Path(sys.executable))
+    assert list(rates) == ["supertiny"]
+    assert versions == {}
+    assert len(missing) == 1
+    assert "distilabel failed" in missing[0]
+    assert "no such thing" in missing[0]
+
+
+def test_what_was_measured_before_a_part_failed_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_speed, "pipeline_rows", lambda *_: [("pipeline_ratio", "measured", 9.0)])
+    monkeypatch.setattr(label_speed, "rivals_rows", lambda *_: {}["no server"])
+    monkeypatch.setattr(label_speed.importlib.util, "find_spec", lambda name: name)
+    written = tmp_path / "figures.json"
+    with pytest.raises(KeyError):
+        run(options_of(["--quick", "--part", "pipeline", "--part", "rivals", "--json", str(written)]))
+    assert "pipeline_ratio" in written.read_text(encoding="utf-8")
 
 
 def test_the_command_line_takes_parts() -> None:
