@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +31,13 @@ SOURCES = {
 }
 CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
 _BFCL_FILES = {"simple": "simple_python"}
-# The leaderboard writes Python's names of types.
-_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
+
+# Of the leaderboard and of xlam1k, whose types are Python's, such as `List[int]` and `str, optional`.
+_TYPES = {
+    "str": "string", "any": "string", "callable": "string", "int": "integer", "float": "number", "bool": "boolean",
+    "list": "array", "set": "array", "tuple": "array", "dict": "object",
+}  # fmt: skip
+_OPTIONAL = re.compile(r", *(optional|default)")
 
 
 def folder_of(name: str, given: Path | None) -> Path:
@@ -182,9 +188,11 @@ def xlam_rows(data: Path | None) -> list[Example]:
 
 
 def _tool(tool: Mapping[str, Any]) -> Tool:
-    """Of xlam1k, arguments may stand in the parameters themselves."""
+    """Of xlam1k, arguments may stand in the parameters themselves, and whether one is optional in its type."""
     parameters = tool["parameters"]
-    schema = parameters if "properties" in parameters else {"type": "object", "properties": parameters}
+    needed = [name for name, one in parameters.items() if isinstance(one, Mapping) and not _is_optional(one)]
+    whole = {"type": "object", "properties": parameters, "required": needed}
+    schema = parameters if "properties" in parameters else whole
     return Tool(tool["name"], tool.get("description", ""), json_schema(schema))
 
 
@@ -197,12 +205,17 @@ def _case(row: Mapping[str, Any]) -> Case:
     return Case(request, tuple(row["tools"]), tuple(row["possible_answers"]))
 
 
+def _is_optional(argument: Mapping[str, Any]) -> bool:
+    return "default" in argument or bool(_OPTIONAL.search(str(argument.get("type", ""))))
+
+
 def json_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The leaderboard's parameters as JSON Schema: types by their JSON names, all the way down."""
     plain: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "type" and isinstance(value, str):
-            plain[key] = _TYPES.get(value, value)
+            word = re.split(r"\W", value, maxsplit=1)[0].lower()
+            plain[key] = _TYPES.get(word, word)
         elif key == "properties" and isinstance(value, Mapping):
             plain[key] = {name: json_schema(inner) for name, inner in value.items()}
         elif key == "items" and isinstance(value, Mapping):

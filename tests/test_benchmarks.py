@@ -153,7 +153,8 @@ class TestData:
 
     def test_rows_with_functions_of_their_own_are_read(self, tmp_path: Path) -> None:
         assert xlam_rows(tmp_path) == []
-        bare = {"name": "a", "description": "A.", "parameters": {"x": {"type": "str", "description": "X."}}}
+        arguments = {"x": {"type": "str", "description": "X."}, "n": {"type": "List[int], optional"}}
+        bare = {"name": "a", "description": "A.", "parameters": arguments}
         full = {
             "name": "b",
             "description": "B.",
@@ -162,7 +163,10 @@ class TestData:
         row = {"text": "do a", "tools": [bare, full], "calls": [{"name": "a", "arguments": {"x": "1"}}]}
         write(tmp_path / "xlam1k" / "train.jsonl", [row])
         (found,) = xlam_rows(tmp_path)
-        assert [list(tool.parameters["properties"]) for tool in found.request.tools] == [["x"], ["y"]]
+        assert [list(tool.parameters["properties"]) for tool in found.request.tools] == [["x", "n"], ["y"]]
+        first = found.request.tools[0].parameters
+        assert [first["properties"][name]["type"] for name in "xn"] == ["string", "array"]
+        assert first["required"] == ["x"]
         assert found.answer is not None
         assert found.answer.calls[0].tool == "a"
 
