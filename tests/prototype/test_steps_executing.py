@@ -16,7 +16,7 @@ from supertiny.core.records import Answer, Call, Request, Tool
 from supertiny.core.task import load_task
 from supertiny.prototype.bench import Result, Trace
 from supertiny.prototype.steps._executing import told
-from supertiny.prototype.steps._references import left_after, plan_problem, resolved, waits_for
+from supertiny.prototype.steps._references import plan_problem, resolved, waits_for
 from tests.small_task import small_task, write_task
 from tests.step_bench import TASK, answered, bench, engine_of, traces
 
@@ -318,32 +318,6 @@ def test_steps_between_leave_a_plan_as_it_is() -> None:
     assert at.complaint(wrong) == "call 1 refers to $4, and there is no call 4"
     assert "whom" in at.complaint(replace(found, calls=(*(found.calls or ()), Call("Meet", {"whom": "$1"}))))
     assert at.complaint(replace(found, planned=False)), "of other calls, $2.id is no number"
-
-
-def test_calls_that_others_wait_for_stay_and_numbers_follow() -> None:
-    calls = planned(PLAN)[0].calls or ()
-    assert left_after(calls, {1}, "x") == {
-        2: calls[1],
-        3: Call("Meet", {"note": "for ${1.id}", "who": "$1.id"}),
-    }
-    assert left_after(calls, {2}, "x") == dict(enumerate(calls, 1))
-    assert left_after(calls, {2, 3}, "x") == {1: calls[0]}
-    assert left_after(calls, {1}, "owes $2.id to Ann")[3].arguments["who"] == "$2.id", "what is said is no reference"
-
-
-def test_relevance_drops_no_call_that_a_plan_needs() -> None:
-    from supertiny.prototype.steps.relevance import _without
-
-    found, _ = planned(PLAN)
-    assert _without(found, {"Find"}).calls == (
-        Call("Find", {"name": "Bob"}),
-        Call("Meet", {"note": "for ${1.id}", "who": "$1.id"}),
-    )
-    assert [call.tool for call in _without(found, {"Meet"}).calls or ()] == ["Find", "Find"]
-    done = replace(found, planned=False, results=tuple(Result(call, 1) for call in found.calls or ()))
-    left = _without(done, {"Find"})
-    assert left.calls == (found.calls or ())[2:]
-    assert left.results == done.results[2:]
 
 
 def test_money_is_no_reference() -> None:

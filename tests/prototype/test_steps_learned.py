@@ -16,7 +16,7 @@ from supertiny.core.nearest import NearestExamples
 from supertiny.core.records import Answer, Call, Completion, Example, Prompt, Request, Tool
 from supertiny.core.scoring import exact
 from supertiny.core.task import Task
-from supertiny.prototype.bench import Bench, Trace
+from supertiny.prototype.bench import Bench, Result, Trace
 from supertiny.prototype.steps._held_out import PARTS, KnownFunctions, part_of
 from supertiny.prototype.steps._reader import Reader, Rows
 from supertiny.prototype.steps._spans import arguments_of, marked, read_marked, tags_of, words_of
@@ -276,7 +276,7 @@ class TestStack:
 class TestRelevance:
     CALLS = (Call("PlayMusic", {"artist": "Ina"}), Call("GetWeather", {"city": "Oban"}))
 
-    def test_calls_that_do_not_serve_the_request_are_dropped(self) -> None:
+    def test_calls_none_of_which_serves_the_request_are_dropped(self) -> None:
         def judge(prompt: Prompt, *_: Any) -> str:
             request, _, function = str(prompt.messages[-1]["content"]).partition("\nFunction: ")
             signs = {"PlayMusic": "play", "GetWeather": "weather", "RateBook": "give"}
@@ -285,11 +285,12 @@ class TestRelevance:
         at = bench(judge)
         given = [
             Trace(TASK.valid[0].request, calls=self.CALLS),
-            Trace(NONE, calls=self.CALLS[:1]),
+            Trace(NONE, calls=self.CALLS[:1], results=(Result(self.CALLS[0], 1),), planned=True),
             Trace(NONE, calls=()),
         ]
         found = build("steps", "relevance").run(given, at)
-        assert [trace.calls for trace in found] == [self.CALLS[:1], (), ()]
+        assert [trace.calls for trace in found] == [self.CALLS, (), ()], "one that serves lets all stand"
+        assert (found[1].results, found[1].planned) == ((), False)
         assert [trace.asked for trace in found] == [2, 1, 0]
         ((_, once),) = at.shelf.fixed.items()
         assert once.calls == len(asked(at)) - 3

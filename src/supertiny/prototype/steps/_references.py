@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from supertiny.core.records import Call, Request, Tool, said
@@ -75,26 +75,6 @@ def resolved(call: Call, said: str, results: Mapping[int, Result]) -> Call:
         return _part(number, path, results)
 
     return _rewritten(call, said, part, lambda number, path: _written(part(number, path)))
-
-
-def left_after(calls: Sequence[Call], dropped: Collection[int], said: str) -> dict[int, Call]:
-    """The plan without the calls of these numbers, but for those that a call which stays waits for.
-
-    Gives the calls that stay by their old numbers; their references have the new ones.
-    """
-    waits = {number: waits_for(call, said) for number, call in enumerate(calls, 1)}
-    stay = waits.keys() - set(dropped)
-    while more := {other for number in stay for other in waits[number] if other in waits} - stay:
-        stay |= more
-    numbers = {old: new for new, old in enumerate(sorted(stay), 1)}
-
-    def whole(number: int, path: str) -> str:
-        return f"${numbers.get(number, number)}{path}"
-
-    def within(number: int, path: str) -> str:
-        return f"${{{numbers.get(number, number)}{path}}}"
-
-    return {number: _rewritten(calls[number - 1], said, whole, within) for number in sorted(stay)}
 
 
 def _texts(value: Any) -> Iterator[str]:

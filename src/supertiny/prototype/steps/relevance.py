@@ -1,8 +1,9 @@
-"""Asks of each function that is called whether it does what the request asks, and drops calls where yes is unlikely.
+"""Asks of each function that is called whether it does what the request asks; where no yes is likely, calls none.
 
 Paper: Kadavath et al., Language Models (Mostly) Know What They Know, 2022, arXiv:2207.05221.
 Use when: requests come that no function serves, and the model calls the nearest one all the same.
-Differs from the paper: the probability from which a call stands is learned from labelled rows.
+Differs from the paper: the probability from which calls stand is learned from labelled rows. One likely function lets
+all calls stand: to drop the others by themselves cost more right calls than wrong ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pydantic import Field
 
 from supertiny.core.records import Completion, Message, Prompt, Sampling, Tool
 from supertiny.prototype.bench import Bench, StepCost, Trace
-from supertiny.prototype.steps._references import left_after, said_in
 
 _SYSTEM = "You judge whether a function does what a request asks for. Answer yes or no."
 _SHOWN = 4  # questions about labelled rows that stand before each question, half of them with yes
@@ -32,7 +32,7 @@ class Relevance:
     """
 
     rows: Annotated[int, Field(ge=1)] = 60
-    """Labelled rows from which is learned when a call stands: of each a function that it calls and one that it does
+    """Labelled rows from which is learned when calls stand: of each a function that it calls and one that it does
     not. A right call that is dropped weighs as much as two wrong ones that stand."""
 
     calls_per_request = 1.0
@@ -47,31 +47,19 @@ class Relevance:
         least: float = bench.shelf.once(f"{self} {bench.engine.name}", lambda: _least(known[_SHOWN:], shown, bench))
         asked = [(place, tool) for place in places for tool in _called(traces[place], bench)]
         paid, chances = _chances([(traces[place], tool) for place, tool in asked], shown, bench)
-        doubtful: set[tuple[int, str]] = set()
-        for (place, tool), trace, chance in zip(asked, paid, chances, strict=True):
+        likeliest = dict.fromkeys((place for place, _ in asked), 0.0)
+        for (place, _), trace, chance in zip(asked, paid, chances, strict=True):
             spent = trace.spent - traces[place].spent + done[place].spent
             done[place] = replace(done[place], cost=spent.cost, asked=spent.calls)
-            doubtful |= {(place, tool.name)} if chance < least else set()
-        return [_without(trace, {name for own, name in doubtful if own == place}) for place, trace in enumerate(done)]
+            likeliest[place] = max(likeliest[place], chance)
+        for place in (place for place, chance in likeliest.items() if chance < least):
+            done[place] = replace(done[place], calls=(), results=(), planned=False)
+        return done
 
 
 def _called(trace: Trace, bench: Bench) -> list[Tool]:
     names = {call.tool for call in trace.calls or ()}
     return [tool for tool in bench.tools_of(trace) if tool.name in names]
-
-
-def _without(trace: Trace, names: set[str]) -> Trace:
-    """Without the calls of these functions, but for those whose results a plan still needs."""
-    if not names:
-        return trace
-    calls = trace.calls or ()
-    dropped = {number for number, call in enumerate(calls, 1) if call.tool in names}
-    if trace.planned:
-        kept = left_after(calls, dropped, said_in(trace.request))
-    else:
-        kept = {number: call for number, call in enumerate(calls, 1) if number not in dropped}
-    results = tuple(trace.results[number - 1] for number in kept if number <= len(trace.results))
-    return replace(trace, calls=tuple(kept.values()), results=results)
 
 
 def _known(count: int, bench: Bench) -> list[tuple[_Question, bool]]:
