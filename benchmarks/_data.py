@@ -189,10 +189,10 @@ def xlam_rows(data: Path | None) -> list[Example]:
 
 def _tool(tool: Mapping[str, Any]) -> Tool:
     """Of xlam1k, arguments may stand in the parameters themselves, and whether one is optional in its type."""
-    parameters = tool["parameters"]
-    needed = [name for name, one in parameters.items() if isinstance(one, Mapping) and not _is_optional(one)]
-    whole = {"type": "object", "properties": parameters, "required": needed}
-    schema = parameters if "properties" in parameters else whole
+    schema = tool["parameters"]
+    if "properties" not in schema:
+        needed = [name for name, argument in schema.items() if not _is_optional(argument)]
+        schema = {"type": "object", "properties": schema, "required": needed}
     return Tool(tool["name"], tool.get("description", ""), json_schema(schema))
 
 

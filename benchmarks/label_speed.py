@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
                 rival_rows, details = rivals_rows(task, count, options.rivals_python)
                 rows += rival_rows
     finally:  # a part takes many minutes: what was measured before one fails is not lost
-        publish(f"label_speed: {count} requests, {MODEL}", rows, PACKAGES, options.json, details)
+        if len(rows) > 2:
+            publish(f"label_speed: {count} requests, {MODEL}", rows, PACKAGES, options.json, details)
 
 
 def options_of(words: Sequence[str]) -> argparse.Namespace:

@@ -105,6 +105,14 @@ def test_the_server_answers_in_openais_format() -> None:
     assert reply.json()["usage"] == {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
 
 
+def test_a_conversation_without_a_word_is_refused() -> None:
+    engine = an_engine()
+    with served(engine) as url:
+        reply = httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": []})
+    assert reply.status_code == 400
+    assert not engine.asked
+
+
 def test_our_client_sends_every_prompt() -> None:
     engine = an_engine()
     with served(engine) as url:
@@ -166,6 +174,10 @@ def test_what_was_measured_before_a_part_failed_is_published(tmp_path: Path, mon
     with pytest.raises(KeyError):
         run(options_of(["--quick", "--part", "pipeline", "--part", "rivals", "--json", str(written)]))
     assert "pipeline_ratio" in written.read_text(encoding="utf-8")
+    written.unlink()
+    with pytest.raises(KeyError):
+        run(options_of(["--quick", "--part", "rivals", "--json", str(written)]))
+    assert not written.exists(), "nothing was measured"
 
 
 def test_the_command_line_takes_parts() -> None:

@@ -255,7 +255,7 @@ class Bench:
 
         def stands(index: int, completion: Completion) -> bool:
             chosen = traces[index].tool
-            if not chosen or not is_lawful(completion, self.form, known[index], self.words):
+            if not chosen or not is_lawful(completion, self.form, known[index]):
                 return False
             names = {call.tool for call in self.form.decode(completion.text.removesuffix(self.form.stop)).calls}
             return len(names) > 1 and chosen in names

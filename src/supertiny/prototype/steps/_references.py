@@ -74,7 +74,19 @@ def resolved(call: Call, said: str, results: Mapping[int, Result]) -> Call:
     def part(number: int, path: str) -> Any:
         return _part(number, path, results)
 
-    return _rewritten(call, said, part, lambda number, path: _written(part(number, path)))
+    def changed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: changed(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [changed(item) for item in value]
+        if not isinstance(value, str) or _is_said(value, said):
+            return value
+        found = _WHOLE.fullmatch(value)
+        if found:
+            return part(int(found[1] or found[2]), found[3])
+        return _WITHIN.sub(lambda found: _written(part(int(found[1]), found[2])), value)
+
+    return Call(call.tool, changed(call.arguments))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -99,24 +111,6 @@ def _numbers(text: str) -> Iterator[int]:
         yield int(whole[1] or whole[2])
     else:
         yield from (int(found[1]) for found in _WITHIN.finditer(text))
-
-
-def _rewritten(call: Call, said: str, whole: Callable[[int, str], Any], within: Callable[[int, str], str]) -> Call:
-    """The call with `whole(number, path)` for each reference, and with `within` for one inside a longer text."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: changed(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [changed(item) for item in value]
-        if not isinstance(value, str) or _is_said(value, said):
-            return value
-        found = _WHOLE.fullmatch(value)
-        if found:
-            return whole(int(found[1] or found[2]), found[3])
-        return _WITHIN.sub(lambda found: within(int(found[1]), found[2]), value)
-
-    return Call(call.tool, changed(call.arguments))
 
 
 def _part(number: int, path: str, results: Mapping[int, Result]) -> Any:

@@ -3,7 +3,7 @@
 Paper: Kadavath et al., Language Models (Mostly) Know What They Know, 2022, arXiv:2207.05221.
 Use when: requests come that no function serves, and the model calls the nearest one all the same.
 Differs from the paper: the probability from which calls stand is learned from labelled rows. One likely function lets
-all calls stand: to drop the others by themselves cost more right calls than wrong ones.
+all calls stand, as a request is served or is not: see docs/log.md.
 """
 
 from __future__ import annotations
