@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +17,13 @@ OPEN = sorted(family for family, place in FAMILIES.items() if (PACKAGE / place).
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Settings within settings."""
+
+    rows: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """Settings of a test."""
 
@@ -25,6 +33,8 @@ class Plan:
     form: Any = field(default="compact", metadata={"family": "formats"})
     either: Any = field(default=None, metadata={"family": "steps|curators"})
     learner: Any = field(default=None, metadata={"family": "learners", "lacks": ("live_teacher",)})
+    limits: Limits = Limits()
+    maybe: Limits | None = None
 
 
 def mistakes(settings: dict[str, Any]) -> list[str]:
@@ -90,6 +100,25 @@ def test_methods_inside_settings_are_checked_too() -> None:
     ]
     assert validated(Plan, {"either": "verified"}, "plan").either == "verified"
     assert validated(Plan, {"either": "fill"}, "plan").either == "fill"
+
+
+def test_settings_within_settings_are_checked_too() -> None:
+    told = mistakes({"limits": {"rowz": 3, "rows": 1}, "maybe": {"rosw": 3}})
+    assert told == [
+        "plan.limits: there is no setting 'rowz' (did you mean 'rows'?)",
+        "plan.maybe: there is no setting 'rosw' (did you mean 'rows'?)",
+    ]
+    assert validated(Plan, {"limits": {"rows": 2}, "maybe": None}, "plan").limits == Limits(2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "within", "key", "meant"),
+    [("prototype", "budget", "dolars", "dollars"), ("serve", "limits", "bodybytes", "body_bytes")],
+)
+def test_a_limit_misspelt_is_not_taken_for_none(stage: str, within: str, key: str, meant: str) -> None:
+    schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
+    with pytest.raises(UserError, match=rf"{stage}.{within}: there is no setting '{key}' \(did you mean '{meant}'"):
+        validated(schema, {within: {key: 3}}, stage)
 
 
 def test_a_method_that_needs_what_is_not_there_is_told() -> None:

@@ -146,7 +146,7 @@ def test_an_estimate_asks_no_server(serving: Any) -> None:
 
 def test_settings_of_embeddings_are_checked() -> None:
     block = {"method": "retrieve", "embedder": {"model": "m", "modell": 1}}
-    with pytest.raises(UserError, match="embedder.modell"):
+    with pytest.raises(UserError, match="embedder: there is no setting 'modell'"):
         build("steps", block)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -168,12 +168,8 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str, own: O
     """An object of a frozen dataclass from plain values; unknown keys and wrong types are all named at once."""
     if not is_dataclass(schema):
         raise TypeError(f"{schema} must be a frozen dataclass")
+    errors = _unknown(schema, settings, place)
     known = {field.name for field in fields(schema)}
-    errors = [
-        UserError(f"{place}: there is no setting {key!r}", nearest_word(str(key), known or {"(none)"}))
-        for key in settings
-        if key not in known
-    ]
     try:
         built = TypeAdapter(schema).validate_python({k: v for k, v in settings.items() if k in known})
     except ValidationError as error:
@@ -186,6 +182,21 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str, own: O
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return built
+
+
+def _unknown(schema: type[Any], settings: Mapping[str, Any], place: str) -> list[UserError]:
+    """Keys that are no setting, also within settings that have settings themselves: a budget misspelt is no budget."""
+    kinds, errors = get_type_hints(schema), []
+    known = {field.name for field in fields(schema)}
+    for key, value in settings.items():
+        if key not in known:
+            hint = nearest_word(str(key), known or {"(none)"})
+            errors.append(UserError(f"{place}: there is no setting {key!r}", hint))
+        elif isinstance(value, Mapping):
+            parts = (kinds[key], *get_args(kinds[key]))  # of `Budget | None`, what stands in it
+            within = [part for part in parts if isinstance(part, type) and is_dataclass(part)]
+            errors += [error for kind in within for error in _unknown(kind, value, f"{place}.{key}")]
+    return errors
 
 
 def _method_mistakes(

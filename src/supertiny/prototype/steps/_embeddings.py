@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import httpx
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from supertiny.core.errors import UserError
 from supertiny.core.ledger import Ledger
@@ -32,8 +32,6 @@ from supertiny.prototype.steps._neighbours import Vectors
 @dataclass(frozen=True)
 class Embedder:
     """Settings of a client for POST /embeddings."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str
     """The model's name on the server."""
