@@ -1,79 +1,106 @@
-"""What every reshaper obeys: still stock, still answering, smaller by what was asked."""
+"""What every reshaper obeys: still stock, still answering, smaller by what was asked or the same function."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build, cards
-from supertiny.training.lessons import Batch, Lesson, collate
+from tests.tiny_models import calibration, distinct_weights, logits_of, loss_on, tiny
+from tests.tiny_student import write_student
 
 RESHAPERS = sorted(cards("reshapers"))
-KEPT = {"keep": 4, "drop_blocks": 2}
-SETTINGS: dict[str, dict[str, Any]] = {"drop_blocks": {"share": 0.5}}
+KINDS = ("llama", "qwen2", "qwen3")
+FOLDING = {"smoothquant", "awq", "rotate"}  # they know no norms within the heads
+PAIRS = [(name, kind) for name in RESHAPERS for kind in KINDS if not (name in FOLDING and kind == "qwen3")]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "drop_blocks": {"share": 0.5},
+    "narrow": {"channels": 0.25, "heads": 0.5, "width": 0.25, "multiple": 8},
+    "policy_gradient": {"channels": 0.25, "heads": 0.5, "multiple": 8, "steps": 3},
+    "learned_masks": {"channels": 0.25, "heads": 0.5, "multiple": 8, "steps": 4},
+    "elastic": {"blocks": 0.25, "channels": 0.25, "multiple": 8, "steps": 3},
+    "factorize": {"share": 0.25, "multiple": 8},
+    "share_ffn": {"networks": 2},
+    "share_attention": {"share": 0.25},
+    "merge_heads": {"share": 0.5},
+    "trim_vocabulary": {"extra_tokens": 0},
+}
+# What is left after it: blocks, query heads, key-value heads, channels, width.
+SHAPES: dict[str, tuple[int, int, int, int, int]] = {
+    "drop_blocks": (2, 4, 2, 96, 64),
+    "narrow": (4, 2, 1, 72, 48),
+    "policy_gradient": (4, 2, 1, 72, 64),
+    "learned_masks": (4, 2, 1, 72, 64),
+    "elastic": (3, 4, 2, 72, 64),
+    "factorize": (4, 4, 2, 96, 48),
+    "merge_heads": (4, 4, 1, 96, 64),
+}
+SHARING = {"share_ffn", "share_attention"}
+PRESERVING = {"keep", *FOLDING}
+LOOKING = [name for name in RESHAPERS if "calibration" in getattr(cards("reshapers")[name].load(), "needs", ())]
 
 
-def tiny(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return AutoTokenizer.from_pretrained(write_student(tmp_path_factory.mktemp("student")))
 
 
-def calibration() -> list[Batch]:
-    generator = torch.Generator().manual_seed(5)
-    rows = [torch.randint(0, 97, (length,), generator=generator).tolist() for length in (9, 12, 7, 10)]
-    lessons = [Lesson(tuple(row), len(row) // 2) for row in rows]
-    return [collate(lessons[:2], 0), collate(lessons[2:], 0)]
+@pytest.fixture
+def reshaped(tokenizer: Any) -> Callable[..., Any]:
+    def reshape(name: str, model: Any) -> Any:
+        method = build("reshapers", {"method": name, **SETTINGS.get(name, {})})
+        if "tokenizer" in getattr(method, "needs", ()):
+            return method.reshape(model, calibration(), tokenizer)[0]
+        return method.reshape(model, calibration())
+
+    return reshape
 
 
-def reshaped(name: str, model: Any, **settings: Any) -> Any:
-    return build("reshapers", {"method": name, **(settings or SETTINGS.get(name, {}))}).reshape(model, calibration())
+def for_its_tokenizer(name: str, kind: str, **settings: Any) -> Any:
+    """A model that has as many rows as the tokenizer that comes with it has tokens."""
+    return tiny(kind=kind, **({"vocab_size": 259} if name == "trim_vocabulary" else {}), **settings)
 
 
-def without(model: Any, place: int) -> torch.Tensor:
-    """Logits of the model with one block passed by, computed by hand."""
-    ids = torch.arange(8)[None]
-    keep = [layer for i, layer in enumerate(model.model.layers) if i != place]
-    with torch.inference_mode():
-        hidden = model.model.embed_tokens(ids)
-        turns = model.model.rotary_emb(hidden, torch.arange(8)[None])
-        mask = torch.full((8, 8), float("-inf")).triu(1)[None, None]
-        for layer in keep:
-            result = layer(hidden, attention_mask=mask, position_ids=torch.arange(8)[None], position_embeddings=turns)
-            hidden = result[0] if isinstance(result, tuple) else result
-        logits: torch.Tensor = model.lm_head(model.model.norm(hidden))
-    return logits
+def test_every_reshaper_has_a_law_of_its_size() -> None:
+    assert set(RESHAPERS) <= {*SHAPES, *SHARING, *PRESERVING, "trim_vocabulary"}
 
 
-@pytest.mark.parametrize("name", RESHAPERS)
-def test_it_opens_in_stock_transformers_and_answers_the_same(name: str, tmp_path: Path) -> None:
-    model = reshaped(name, tiny())
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_it_opens_in_stock_transformers_and_answers_the_same(
+    name: str, kind: str, tmp_path: Path, reshaped: Callable[..., Any]
+) -> None:
+    model = for_its_tokenizer(name, kind)
+    model = reshaped(name, model)
     model.save_pretrained(tmp_path)
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(stock) is LlamaForCausalLM
-    assert stock.config.num_hidden_layers == len(stock.model.layers) == KEPT[name]
-    ids = torch.arange(6)[None]
-    with torch.inference_mode():
-        assert torch.allclose(stock(ids).logits, model(ids).logits, atol=1e-5)
+    stock, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(stock) is type(model)
+    assert not any(told[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert stock.config.num_hidden_layers == len(stock.model.layers)
+    assert torch.allclose(logits_of(stock), logits_of(model), atol=1e-5)
+    assert model.vocab_size == model.config.vocab_size == model.get_input_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_the_configuration_alone_rebuilds_it(name: str, kind: str, reshaped: Callable[..., Any]) -> None:
+    model = reshaped(name, for_its_tokenizer(name, kind))
+    copy = type(model)(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    assert torch.allclose(logits_of(copy), logits_of(model), atol=1e-5)
+    for linear in (part for part in model.modules() if isinstance(part, torch.nn.Linear)):
+        assert tuple(linear.weight.shape) == (linear.out_features, linear.in_features)
 
 
 @pytest.mark.parametrize("name", RESHAPERS)
-def test_with_a_cache_it_writes_what_it_writes_without(name: str) -> None:
-    model = reshaped(name, tiny())
-    ids = torch.arange(5)[None]
+def test_with_a_cache_it_writes_what_it_writes_without(name: str, reshaped: Callable[..., Any]) -> None:
+    model = reshaped(name, for_its_tokenizer(name, "qwen2"))
+    ids = torch.arange(20, 25)[None]
     written = [
         model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=0, eos_token_id=None)
         for cached in (True, False)
@@ -83,75 +110,89 @@ def test_with_a_cache_it_writes_what_it_writes_without(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RESHAPERS)
-def test_same_calibration_same_result(name: str) -> None:
-    left, right = reshaped(name, tiny()), reshaped(name, tiny())
+def test_same_calibration_same_result(name: str, reshaped: Callable[..., Any]) -> None:
+    left, right = (reshaped(name, for_its_tokenizer(name, "llama")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
 
 
-def test_keep_changes_nothing() -> None:
+@pytest.mark.parametrize("name", RESHAPERS)
+def test_it_keeps_dtype_and_mode_and_can_be_taught_on(name: str, reshaped: Callable[..., Any]) -> None:
+    model = reshaped(name, for_its_tokenizer(name, "llama").to(torch.bfloat16))
+    assert not model.training
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert all(weight.grad is None for weight in model.parameters())
+    batch = calibration(vocabulary=20)[0]  # tokens that a trimmed vocabulary has too
+    loss_on(model, batch).backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] in PRESERVING])
+def test_what_preserves_the_function_changes_no_logits(name: str, kind: str, reshaped: Callable[..., Any]) -> None:
+    before = logits_of(tiny(kind=kind))
+    assert (logits_of(reshaped(name, tiny(kind=kind))) - before).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] in SHAPES])
+def test_what_shrinks_shrinks_by_what_was_asked(name: str, kind: str, reshaped: Callable[..., Any]) -> None:
+    before = tiny(kind=kind)
+    whole, tied = distinct_weights(before), bool(before.config.tie_word_embeddings)
+    model = reshaped(name, before)
+    blocks, heads, groups, channels, width = SHAPES[name]
+    config = model.config
+    assert config.hidden_size == width
+    assert (config.num_hidden_layers, config.num_attention_heads) == (blocks, heads)
+    assert (config.num_key_value_heads, config.intermediate_size) == (groups, channels)
+    tied = tied and name != "factorize"  # which says that it unties
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    assert config.tie_word_embeddings == tied
+    biases = 16 * (heads + 2 * groups) if kind == "qwen2" else 0
+    norms = 2 * width + (32 if kind == "qwen3" else 0)
+    block = 2 * 16 * (heads + groups) * width + 3 * channels * width + biases + norms
+    expected = blocks * block + width + 97 * width * (1 if tied else 2)
+    assert distinct_weights(model) == expected < whole
+
+
+@pytest.mark.parametrize("name", sorted(set(RESHAPERS) & SHARING))
+def test_what_shares_has_fewer_weights_in_memory_and_as_many_in_its_file(
+    name: str, tmp_path: Path, reshaped: Callable[..., Any]
+) -> None:
+    before = tiny()
+    whole = distinct_weights(before)
+    gone = {"share_ffn": 2 * 3 * 64 * 96, "share_attention": 64 * 64 + 64 * 32}[name]
+    model = reshaped(name, before)
+    assert distinct_weights(model) == whole - gone
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert sum(file.get_tensor(key).numel() for key in file.keys()) == whole  # noqa: SIM118 - the file is no mapping
+
+
+@pytest.mark.parametrize("name", sorted(set(RESHAPERS) & {*SHAPES, *SHARING}))
+def test_an_unknown_architecture_is_refused_with_those_that_work(name: str, reshaped: Callable[..., Any]) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=2, n_head=2))
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel.*llama, mistral, qwen2"):
+        reshaped(name, model)
+
+
+@pytest.mark.parametrize("name", sorted(set(RESHAPERS) & {*SHAPES, *SHARING}))
+def test_a_student_that_is_quantized_already_is_refused(name: str, reshaped: Callable[..., Any]) -> None:
+    model = tiny()
+    model.config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(UserError, match="quantized already"):
+        reshaped(name, model)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOOKING) & {*SHAPES, *SHARING}))
+def test_without_calibration_rows_it_is_refused_and_nothing_is_changed(name: str) -> None:
+    model = tiny()
+    method = build("reshapers", {"method": name, **SETTINGS[name]})
+    with pytest.raises(UserError, match="no calibration rows"):
+        method.reshape(model, [])
+    same = zip(model.parameters(), tiny().parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in same)
+
+
+def test_keep_changes_nothing(reshaped: Callable[..., Any]) -> None:
     model = tiny()
     before = [p.clone() for p in model.parameters()]
     assert reshaped("keep", model) is model
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("settings", "left"), [({"blocks": 1}, 3), ({"share": 0.25}, 3), ({"share": 0.0}, 4), ({"blocks": 3}, 1)]
-)
-def test_drop_blocks_shrinks_by_what_was_asked(settings: dict[str, Any], left: int) -> None:
-    model = tiny()
-    block = sum(p.numel() for p in model.model.layers[0].parameters())
-    whole = model.num_parameters()
-    assert reshaped("drop_blocks", model, **settings).num_parameters() == whole - (4 - left) * block
-
-
-@pytest.mark.parametrize("place", range(4))
-def test_drop_blocks_drops_the_block_that_does_nothing(place: int) -> None:
-    model = tiny(seed=place)
-    with torch.no_grad():
-        for part in (model.model.layers[place].self_attn.o_proj, model.model.layers[place].mlp.down_proj):
-            part.weight.zero_()
-        for other in range(4):
-            if other != place:
-                model.model.layers[other].mlp.down_proj.weight.mul_(30)
-    expected = without(model, place)
-    small = reshaped("drop_blocks", model, blocks=1)
-    with torch.inference_mode():
-        assert torch.allclose(small(torch.arange(8)[None]).logits, expected, atol=1e-4)
-    assert [layer.self_attn.layer_idx for layer in small.model.layers] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_drop_blocks_by_loss_drops_the_block_whose_absence_costs_least(seed: int) -> None:
-    model = tiny(seed)
-    losses = []
-    for place in range(4):
-        rest = tiny(seed)
-        del rest.model.layers[place]
-        lost = places = 0.0
-        for batch in calibration():
-            with torch.inference_mode():
-                logits = rest(batch.ids, attention_mask=batch.mask, use_cache=False).logits[batch.wanted]
-            lost += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
-            places += len(batch.targets)
-        losses.append(lost / places)
-    cheapest = losses.index(min(losses))
-    kept = [p for p in range(4) if p != cheapest]
-    expected = [tiny(seed).model.layers[place].mlp.up_proj.weight for place in kept]
-    small = reshaped("drop_blocks", model, blocks=1, by="loss")
-    assert len(small.model.layers) == 3
-    assert all(torch.equal(a.mlp.up_proj.weight, b) for a, b in zip(small.model.layers, expected, strict=True))
-
-
-def test_drop_blocks_refuses_to_drop_all_and_models_it_does_not_know() -> None:
-    with pytest.raises(UserError, match="4 of 4"):
-        reshaped("drop_blocks", tiny(), blocks=4)
-
-    class Strange:
-        base_model = torch.nn.Linear(2, 2)
-
-    with pytest.raises(UserError, match="Strange"):
-        reshaped("drop_blocks", Strange())
-    for by in ("cosine", "loss"):
-        with pytest.raises(UserError, match="no calibration rows"):
-            build("reshapers", {"method": "drop_blocks", "blocks": 1, "by": by}).reshape(tiny(), [])

@@ -13,6 +13,7 @@ import torch
 
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.gguf import Gguf
+from supertiny.compress.reshapers._tokenizer import cut_rows, places_in
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -88,17 +89,21 @@ class _Work:
 
     def _reshaped(self, number: int, block: Any, before: Path, precision: Precision) -> Pupil:
         pupil = Pupil.open(before, precision)
-        calibration = self._batches(self._lessons(pupil, self.settings.calibration_rows), pupil)
+        reshaper = build("reshapers", block, f"compress.steps.{number}")
+        words = "tokenizer" in getattr(reshaper, "needs", ())  # then every row counts: any may have a word of its own
+        rows = None if words else self.settings.calibration_rows
+        calibration = self._batches(self._lessons(pupil, rows), pupil)
         pupil.model.eval()
-        pupil.model = build("reshapers", block, f"compress.steps.{number}").reshape(pupil.model, calibration)
+        if words:
+            pupil.model, pupil.tokenizer = reshaper.reshape(pupil.model, calibration, tokenizer=pupil.tokenizer)
+        else:
+            pupil.model = reshaper.reshape(pupil.model, calibration)
         return pupil
 
     def _recover(self, number: int, title: str, pupil: Pupil) -> None:
         learner = build("learners", self.settings.recovery, "compress.recovery")
         lessons = self._lessons(pupil, self.settings.recovery_rows)
-        teacher = (
-            {"teacher": Pupil.open(self.original.folder)} if "live_teacher" in getattr(learner, "needs", ()) else {}
-        )
+        teacher = {"teacher": self._teacher(pupil)} if "live_teacher" in getattr(learner, "needs", ()) else {}
         total = math.ceil(len(lessons) / learner.rows) * learner.passes
         checkpoint = self.folder / f".recovery-{number}.safetensors"
         with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
@@ -108,6 +113,14 @@ class _Work:
                     tick(step.step - done)
                     done = step.step
         checkpoint.unlink(missing_ok=True)
+
+    def _teacher(self, pupil: Pupil) -> Pupil:
+        """The student before the first step; where a step trimmed the vocabulary, with the same tokens left."""
+        teacher = Pupil.open(self.original.folder)
+        if len(teacher.tokenizer) != len(pupil.tokenizer):
+            teacher.model = cut_rows(teacher.model, places_in(teacher.tokenizer, pupil.tokenizer))
+            teacher.tokenizer = pupil.tokenizer
+        return teacher
 
     def _grid(self) -> str:
         """The exported type whose rounding the recovery trains with; "" where it shall not."""
@@ -164,7 +177,7 @@ class _Work:
             place = self.folder / "artifact"
             told = candidate.export(student, place)
             artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
-            paper = self._gated(artifact, tokenizer)
+            paper = self._gated(artifact, tokenizer, getattr(exporter, "restore", None))
             differing = self.room.differing(expected.answers, paper.answers)
             agreement = 1 - len(differing) / max(1, paper.figures["n"])
             tried[told["type"]] = agreement
@@ -183,13 +196,19 @@ class _Work:
             "train the student longer, or lower compress.parity if these rows do not matter",
         )
 
-    def _gated(self, artifact: Artifact, tokenizer: Any) -> Paper:
-        engine = self.room.open(self.settings.engine, artifact.model)
+    def _gated(self, artifact: Artifact, tokenizer: Any, restore: Any = None) -> Paper:
+        """What the artifact answers; one that no engine here opens is read back into plain weights first."""
+        plain = self.folder / ".restored"
+        if restore is None:
+            engine = self.room.open(self.settings.engine, artifact.model)
+        else:
+            engine = self.room.open({"method": "torch", "precision": "float32"}, restore(artifact.folder, plain))
         try:
             self.room.check_prompts(engine, tokenizer)
             return self.room.examine(engine)
         finally:
             engine.close()
+            shutil.rmtree(plain, ignore_errors=True)
 
     def _note(self, record: dict[str, Any]) -> None:
         size, share = record["bytes"] / 1e6, record["exact"]

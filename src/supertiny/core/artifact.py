@@ -1,4 +1,4 @@
-"""An artifact: one GGUF file and the card that says what it is."""
+"""An artifact: one model file and the card that says what it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from supertiny.core.files import read_json, sha256_of, write_json
 
 _CARD = "artifact.json"
 _MODEL = "model.gguf"
+_OTHER = "model.safetensors"  # of the exporters that write a folder for vLLM or for keeping
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Artifact:
     format: Any
     """Block of the format that the model was taught: a name, or `{method, ...}`."""
     type: str
-    """How its matrices are stored: q4_0, q4_1, q8_0, f16."""
+    """How its matrices are stored: a type of gguf, int4, int8 or dfloat11."""
     bytes: int
     sha256: str
     parameters: int
@@ -30,12 +31,13 @@ class Artifact:
 
     @property
     def model(self) -> Path:
-        return self.folder / _MODEL
+        other = self.folder / _OTHER
+        return other if other.is_file() else self.folder / _MODEL
 
     @classmethod
     def of(cls, folder: Path, format: Any, type: str, parameters: int, source: str = "") -> Artifact:
         """The artifact whose model file stands in the folder; measures and hashes it."""
-        model = folder / _MODEL
+        model = cls(folder, format, type, 0, "", parameters).model
         return cls(folder, format, type, model.stat().st_size, sha256_of(model), parameters, source)
 
     def save_card(self) -> None:

@@ -6,18 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from supertiny.core.records import (
-    Answer,
-    Completion,
-    Example,
-    Grammar,
-    Price,
-    Prompt,
-    Request,
-    Sampling,
-    TokenScores,
-    Tool,
-)
+from supertiny.core.records import Answer, Completion, Example, Grammar, Price, Prompt, Request
+from supertiny.core.records import Sampling, TokenScores, Tool
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +124,9 @@ class Curator(Protocol):
 class Learner(Protocol):
     """Owns a training loop: yields a training.loop.Step per step; the stage logs, saves and stops it.
 
-    `pupil` is a training.pupil.Pupil, `lessons` are training.lessons.Lesson. Where the class attribute `needs` has
-    "live_teacher", `fit` takes one more keyword, `teacher`, a Pupil too.
+    `pupil` is a training.pupil.Pupil, `lessons` are training.lessons.Lesson. The class attribute `needs` names further
+    keywords of `fit`: "live_teacher" (`teacher`, a Pupil), "token_scores" (`scores`, a training.scores.Scores of the
+    lessons in order), "practice" (`practice`, a training.practice.Practice).
     """
 
     passes: int
@@ -159,10 +150,45 @@ class Divergence(Protocol):
     def __call__(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor: ...
 
 
+class Reward(Protocol):
+    """How good a pupil's own answers to one request are: a number in [-1, 1] for each, gold the most.
+
+    `example` has a trusted answer; `samples` are training.practice.Sample of its request.
+    """
+
+    def __call__(self, example: Example, samples: Sequence[Any]) -> list[float]: ...
+
+
+class Adapter(Protocol):
+    """Few weights to learn beside frozen ones; freshly wrapped, the model computes what it did."""
+
+    def wrap(self, model: Any, seed: int) -> Any: ...
+
+    def merge(self, model: Any) -> Any:
+        """A stock model that computes the same. Raises UserError where the method has none."""
+        ...
+
+
 class Reshaper(Protocol):
     """A Hugging Face model and training.lessons.Batch to look at in, a smaller model out, still stock."""
 
     def reshape(self, model: Any, calibration: Sequence[Any]) -> Any: ...
+
+
+class Pruner(Protocol):
+    """Sees one matrix (out, in) and what flows into it, a compress.inputs.Inputs; knows no model."""
+
+    def prune(self, weight: torch.Tensor, inputs: Any, sparsity: float) -> torch.Tensor:
+        """A copy of which the share `sparsity` is zero."""
+        ...
+
+
+class Quantizer(Protocol):
+    """Sees one matrix (out, in) and what flows into it, a compress.inputs.Inputs or None; knows no model."""
+
+    def quantize(self, weight: torch.Tensor, inputs: Any) -> Any:
+        """A compress.packed.Packed: `restored()` gives the matrix, `bytes` what it takes."""
+        ...
 
 
 class Exporter(Protocol):

@@ -1,5 +1,5 @@
 """Gets a student's stock Hugging Face folder.
 
-Gives `model.gguf` in another folder, and what it is: its type, its number of weights.
+Gives `model.gguf`, or a folder around `model.safetensors`, and what it is: its type, its number of weights.
 May touch that folder alone.
 """

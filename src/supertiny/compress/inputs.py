@@ -1,0 +1,99 @@
+"""What flows into a matrix on calibration rows, and what a changed matrix does to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from supertiny.core.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Statistics over tokens of the vectors x (in,) that a matrix (out, in) is multiplied with; all float32."""
+
+    second: torch.Tensor
+    """(in,) mean of x squared."""
+    absolute: torch.Tensor
+    """(in,) mean of |x|."""
+    count: int
+    """Tokens that were seen."""
+    gram: torch.Tensor | None = None
+    """(in, in) mean of x x^T; None where nobody asked for it."""
+    gradient: torch.Tensor | None = None
+    """(out, in) mean gradient of the task's loss by this one matrix; None where nobody asked for it."""
+
+    @classmethod
+    def of(cls, states: torch.Tensor, gram: bool = True) -> Inputs:
+        """Statistics of vectors (..., in)."""
+        gathering = Gathering(states.shape[-1], gram, states.device)
+        gathering.add(states)
+        return gathering.inputs()
+
+    @property
+    def width(self) -> int:
+        return self.second.numel()
+
+    def check(self, weight: torch.Tensor) -> None:
+        """Raises ValueError where these are the inputs of another matrix than `weight` (out, in)."""
+        if weight.ndim == 2 and self.width != weight.shape[1]:
+            raise ValueError(f"inputs are {self.width} wide, the matrix is {tuple(weight.shape)}")
+
+    def needed_gram(self, who: str) -> torch.Tensor:
+        """The gram matrix. Raises UserError where it was not gathered."""
+        if self.gram is None:
+            raise UserError(f"{who} needs what flows into the matrix together: the gram matrix is missing")
+        return self.gram
+
+    def damped(self, share: float) -> torch.Tensor:
+        """The gram matrix (in, in) in float64, made invertible: `share` of its mean diagonal is added to it.
+
+        Columns that nothing flows into get the mean, so that they neither take nor give anything.
+        """
+        gram = self.needed_gram("damping").double()
+        diagonal = gram.diagonal()
+        mean = float(diagonal.mean()) or 1.0
+        added = torch.full_like(diagonal, share * mean)
+        added[diagonal == 0] = mean
+        return gram + torch.diag(added)
+
+    def output_error(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """(out,) mean over tokens of the squared difference that each output sees.
+
+        Without a gram matrix inputs are taken as uncorrelated.
+        """
+        apart = before.float() - after.float()
+        if self.gram is None:
+            return apart.square() @ self.second
+        return ((apart @ self.gram) * apart).sum(dim=1).clamp_min_(0)
+
+
+class Gathering:
+    """Sums over tokens, from which `Inputs` are made at the end."""
+
+    def __init__(self, width: int, gram: bool = True, device: torch.device | None = None) -> None:
+        self.second = torch.zeros(width, device=device)
+        self.absolute = torch.zeros(width, device=device)
+        self.gram = torch.zeros(width, width, device=device) if gram else None
+        self.count = 0
+
+    def add(self, states: torch.Tensor) -> None:
+        """Adds vectors (..., in) of any float type."""
+        rows = states.detach().reshape(-1, states.shape[-1]).float()
+        if self.gram is None:
+            self.second += rows.square().sum(dim=0)
+        else:
+            self.gram.addmm_(rows.T, rows)
+        self.absolute += rows.abs().sum(dim=0)
+        self.count += len(rows)
+
+    def inputs(self) -> Inputs:
+        """The means. Raises UserError where no token was seen, or what was seen is not finite."""
+        if not self.count:
+            raise UserError("there is no calibration token to look at", "give calibration rows")
+        gram = None if self.gram is None else self.gram / self.count
+        second = self.second / self.count if gram is None else gram.diagonal().clone()
+        if not bool(second.isfinite().all()):
+            raise UserError("what flows into a matrix on the calibration rows is not finite", "use float32 weights")
+        return Inputs(second, self.absolute / self.count, self.count, gram)
