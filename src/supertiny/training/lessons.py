@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,20 @@ class Lesson:
 
     ids: tuple[int, ...]
     answer_start: int
+    example: Example | None = None
+    """The row that it was made of."""
+
+
+@dataclass(frozen=True)
+class Trial(Lesson):
+    """An answer that the pupil wrote itself, and what it is worth."""
+
+    advantage: float = 0.0
+    """How much better it is than the others to its request; its tokens get likelier where this is positive."""
+    old: tuple[float, ...] = ()
+    """Log-probability of each answer token by the weights that wrote it."""
+    reference: tuple[float, ...] = ()
+    """The same by the weights before training; empty where nothing holds the pupil to them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,19 @@ class Batch:
     """(rows, length) bool."""
     targets: torch.Tensor
     """(positions,) token ids, in the order in which `wanted` selects."""
+    rows: tuple[Lesson, ...] = ()
+    """The lessons of the batch, in order."""
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        tensors = (tensor.to(device) for tensor in (self.ids, self.mask, self.wanted, self.targets))
+        return Batch(*tensors, rows=self.rows)
+
+    @property
+    def row_of_position(self) -> torch.Tensor:
+        """(positions,) the row in which each answer token stands."""
+        return self.wanted.nonzero()[:, 0]
 
     @property
     def tokens(self) -> int:
@@ -74,7 +101,7 @@ def encode_lessons(
                 f"row {example.request.id} has {len(prompt) + len(answer)} tokens, more than {longest}",
                 f"shorten it or raise {setting}",
             )
-        lessons.append(Lesson((*prompt, *answer), len(prompt)))
+        lessons.append(Lesson((*prompt, *answer), len(prompt), example))
     if left_out:
         note(f"  {left_out} rows of more than {longest} tokens are left out; {setting} sets the limit")
     if not lessons:
@@ -84,16 +111,27 @@ def encode_lessons(
     return lessons
 
 
-def batches(lessons: Sequence[Lesson], rows: int, seed: int, pad: int) -> Iterator[Batch]:
-    """All lessons once, in batches of similar length in random order, so that little is padding."""
+def encode_prompts(
+    examples: Sequence[Example], form: Format, tools: Sequence[Tool], tokenizer: Any, longest: int = 1024
+) -> list[Lesson]:
+    """Prompts alone, of requests that the pupil answers itself; those of `longest` tokens and more are left out."""
+    prompts = []
+    for example in examples:
+        ids = tokenizer.encode(form.encode(example.request, tools).text, add_special_tokens=False)
+        if len(ids) < longest:
+            prompts.append(Lesson(tuple(ids), len(ids), example))
+    return prompts
+
+
+def grouped(lessons: Sequence[Lesson], rows: int, seed: int) -> list[list[Lesson]]:
+    """All lessons once, in groups of similar length in random order, so that little is padding."""
     shuffled = list(lessons)
     generator = random.Random(seed)
     generator.shuffle(shuffled)
     shuffled.sort(key=lambda lesson: len(lesson.ids))
     groups = [shuffled[start : start + rows] for start in range(0, len(shuffled), rows)]
     generator.shuffle(groups)
-    for group in groups:
-        yield collate(group, pad)
+    return groups
 
 
 def collate(group: Sequence[Lesson], pad: int) -> Batch:
@@ -108,4 +146,4 @@ def collate(group: Sequence[Lesson], pad: int) -> Batch:
         mask[row, :length] = 1
         wanted[row, lesson.answer_start - 1 : length - 1] = True
     targets = ids.roll(-1, dims=1)[wanted]
-    return Batch(ids, mask, wanted, targets)
+    return Batch(ids, mask, wanted, targets, tuple(group))

@@ -1,0 +1,58 @@
+"""What a learner needs that lets its pupil answer for itself: format, verifier, and requests without gold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from supertiny.core.protocols import Format
+from supertiny.core.records import Answer, Call, Request, Tool, Verdict
+from supertiny.core.scoring import typed
+from supertiny.training.lessons import Lesson
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer that a pupil wrote: its tokens, what they read as, and what the verifier says."""
+
+    ids: tuple[int, ...]
+    """Token ids of the answer, the stop token last where it was written."""
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each, by the pupil that wrote it, at the temperature of the sampling."""
+    text: str
+    """Without the stop token."""
+    answer: Answer | None
+    """None where the text is not in the format, was cut off, or breaks off in what nobody can read."""
+    verdict: Verdict
+    """The one verifier's word; fail where there is no answer."""
+
+    @property
+    def readable(self) -> bool:
+        return self.answer is not None
+
+
+@dataclass(frozen=True)
+class Practice:
+    """The rules by which written answers are read and judged."""
+
+    form: Format
+    tools: Sequence[Tool]
+    verify: Callable[[Request, Sequence[Call]], Verdict]
+    """The task's verifier."""
+    unanswered: Sequence[Lesson] = ()
+    """Prompts of requests that have no trusted answer: `ids` are the prompt alone, `example.request` is theirs."""
+    max_tokens: int = 96
+    """Longest answer, in tokens."""
+
+    def judged(self, request: Request, ids: Sequence[int], logprobs: Sequence[float], text: str, ended: bool) -> Sample:
+        """What the tokens say as an answer to the request. An answer that did not end is none."""
+        answer: Answer | None = None
+        verdict = Verdict("fail", reason="the answer was cut off")
+        if ended:
+            try:
+                tools = {tool.name: tool for tool in request.tools or self.tools}
+                answer = typed(self.form.decode(text), tools)
+                verdict = self.verify(request, answer.calls)
+            except ValueError as error:
+                verdict = Verdict("fail", reason=f"not in the format: {error}")
+        return Sample(tuple(ids), tuple(logprobs), text, answer, verdict)
