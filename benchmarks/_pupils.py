@@ -35,6 +35,7 @@ from supertiny.training.rollout import roll_out
 
 FORMAT = "compact"
 LONGEST = 512  # tokens of a lesson
+MAX_TOKENS = 96  # of an answer
 CHECKPOINT_STEPS = 100
 AT_ONCE = 64  # rows of an exam
 SURE = 0.5  # mean probability of an answer on which a committee agrees, from which on it is a lesson
@@ -178,7 +179,7 @@ def _steps(cell: Cell, place: Path, pupil: Pupil, peak: PeakMemory, progress: Pr
     """The learner's steps, each with its memory watched; goes on from its checkpoint."""
     learner, form, task = build("learners", cell.learner), build("formats", FORMAT), cell.task
     prompts = encode_prompts(cell.unanswered, form, task.tools, pupil.tokenizer, LONGEST)
-    practice = Practice(form, task.tools, task.verify, prompts)
+    practice = Practice(form, task.tools, task.verify, prompts, MAX_TOKENS)
     supplied: dict[str, Any] = {"practice": practice} if "practice" in getattr(learner, "needs", ()) else {}
     if cell.teachers:
         supplied["teacher"] = Committee.of([folder / "student" for folder in cell.teachers])
@@ -232,10 +233,10 @@ def _exam(cell: Cell, pupil: Pupil, progress: Progress, title: str) -> Exam:
     pupil.model.eval()
     form, task = build("formats", FORMAT), cell.task
     if getattr(getattr(pupil.model, "active_peft_config", None), "is_prompt_learning", False):
-        answers = _written_slowly(cell, pupil, Practice(form, task.tools, task.verify))
+        answers = _written_slowly(cell, pupil, Practice(form, task.tools, task.verify, (), MAX_TOKENS))
     else:
         engine = TorchEngine(Torch(max_batch=AT_ONCE), Path(), "pupil", pupil.model, pupil.tokenizer)
-        answerer = ModelAnswerer("pupil", engine, form, task.tools, constrained=False)
+        answerer = ModelAnswerer("pupil", engine, form, task.tools, MAX_TOKENS, constrained=False)
         answers = answerer.answer([row.request for row in task.valid])
     pupil.model.train()
     exam = examined(answers, task.valid, task)

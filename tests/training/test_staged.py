@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.training.learners.staged import Staged
-from supertiny.training.lessons import Lesson, encode_lessons
+from supertiny.training.lessons import Batch, Lesson, encode_lessons
 from supertiny.training.pupil import Pupil
 from tests.small_task import examples, small_task
 from tests.tiny_student import open_pupil, weights, write_student
@@ -84,12 +84,12 @@ def test_a_tied_gradient_is_the_mean_of_all_even_in_parts(folder: Path, lessons:
     for room in (6, 2):
         pupil = deeper(folder)
 
-        def tight(*given: torch.Tensor, own: Pupil = pupil, room: int = room) -> torch.Tensor:
-            if len(given[0]) > room:
+        def tight(batch: Batch, own: Pupil = pupil, room: int = room) -> torch.Tensor:
+            if len(batch.ids) > room:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-            return Pupil.logits_at(own, *given)
+            return Pupil.answer_loss(own, batch)
 
-        pupil.logits_at = tight  # type: ignore[method-assign]
+        pupil.answer_loss = tight  # type: ignore[method-assign]
         list(Staged(tied_share=1.0, start="first", rows=6, passes=3, learning_rate=1e-4).fit(pupil, lessons, 3))
         now = blocks(pupil)
         assert alike(now[0], now[3])

@@ -22,7 +22,9 @@ class Aligned:
         self, pupil: Pupil, plan: Plan, loss_of: Callable[[Batch], torch.Tensor], steps: int, share: float
     ) -> None:
         self.model, self.steps, self.share = pupil.model, steps, share
-        self.optimiser = Optimiser(list(pupil.model.parameters()), plan.learning_rate, plan.weight_decay, plan.clip)
+        self.optimiser = Optimiser(
+            list(pupil.model.parameters()), plan.learning_rate, plan.weight_decay, plan.clip, plan.seed
+        )
         self.worker = _Worker(pupil, self.optimiser, loss_of)
         self.slow = [master.clone() for master in self.optimiser.masters] if steps else []
 

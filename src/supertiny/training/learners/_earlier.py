@@ -67,8 +67,7 @@ def mean_loss(pupil: Pupil, lessons: Sequence[Lesson], rows: int) -> float:
     with torch.no_grad():
         for start in range(0, len(in_order), rows):
             batch = collate(in_order[start : start + rows], pupil.pad_id).to(pupil.device)
-            logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
-            total += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
+            total += float(pupil.answer_loss(batch)) * batch.targets.numel()
             positions += batch.targets.numel()
     pupil.model.train(was_training)
     return total / max(1, positions)

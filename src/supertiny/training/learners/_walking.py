@@ -57,13 +57,12 @@ class Weights:
         self.scopes = _scopes(model, self.parameters)
         self.limits = [_limit(p, sparsity, mask) for p in self.parameters]
         self.generator = torch.Generator(device=self.parameters[0].device)
-        self.unseen = set(range(len(self.parameters)))
+        self.throughout: list[int] = []  # parameters that no module which computes holds
 
     def beside(self, walk: Walk, scale: float) -> Elsewhere:
         """The weights `scale` times epsilon along a direction."""
 
         def moved(index: int) -> torch.Tensor | None:
-            self.unseen.discard(index)
             if self.groups[index] != walk.group:
                 return None
             return self._filled(
@@ -116,6 +115,7 @@ class Weights:
         hooks = [module.register_forward_pre_hook(leave(indices)) for module, indices in self.scopes]
         hooks += [module.register_forward_hook(come_back(indices)) for module, indices in self.scopes]
         try:
+            leave(self.throughout)()
             yield
         finally:
             for hook in hooks:
@@ -123,13 +123,20 @@ class Weights:
             for index, (own, _) in away.items():
                 self.parameters[index].data = own
 
-    def check_seen(self) -> None:
-        """Raises UserError where weights take part in the loss by a way that `at` does not see, or not at all."""
-        if self.unseen:
-            raise UserError(
-                f"{len(self.unseen)} of {len(self.parameters)} weights to change are in no module that computed",
-                "zeroth_order does not fit this adapter: take another learner",
-            )
+    def look(self, compute: Callable[[], object]) -> None:
+        """Finds out by one forward pass which weights are read from afar, as factors that an adapter's layers share.
+
+        They stand elsewhere for the whole of a pass.
+        """
+        seen: set[int] = set()
+
+        def here(index: int) -> None:
+            seen.add(index)
+
+        self.throughout = []
+        with self.at(here):
+            compute()
+        self.throughout = [index for index in range(len(self.parameters)) if index not in seen]
 
     def _concerns(self, index: int, walks: Sequence[Walk]) -> bool:
         return any(walk.group == self.groups[index] for walk in walks)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from supertiny.core.errors import UserError
 from supertiny.training.learners._aligned import Aligned
 from supertiny.training.learners._earlier import blocks_of_text, earlier_lessons, mean_loss, parted
 from supertiny.training.learners._stepping import stepped
-from supertiny.training.lessons import Batch, Lesson
+from supertiny.training.lessons import Lesson
 from supertiny.training.loop import Plan, Step, steps_of
 from supertiny.training.practice import Practice
 from supertiny.training.pupil import Pupil
@@ -100,12 +99,8 @@ class Continual:
             retained = mean_loss(pupil, held, self.rows)
             return {"retained": retained, "forgotten": retained - start}
 
-        def loss_of(batch: Batch) -> torch.Tensor:
-            logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
-            return torch.nn.functional.cross_entropy(logits, batch.targets)
-
         plan = Plan.of(self, seed)
-        mover = Aligned(pupil, plan, loss_of, self.reptile_steps, self.reptile_rate)
+        mover = Aligned(pupil, plan, pupil.answer_loss, self.reptile_steps, self.reptile_rate)
         return stepped(pupil, lessons, plan, mover, checkpoint, every, draw, told)
 
     def _material(self, pupil: Pupil, practice: Practice, seed: int) -> tuple[list[Lesson], list[Lesson], list[Lesson]]:

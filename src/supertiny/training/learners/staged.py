@@ -4,7 +4,8 @@ Paper: Lin et al., M6-10T, 2021, arXiv:2110.03888.
 Use when: a student starts from random weights, or an adapter is fresh; with `start: own`, blocks keep what they know
 and share only what they learn.
 Differs from the paper: tied blocks keep copies of their own, whose gradients are averaged, so that no memory is saved
-while they are tied, and their optimiser states are there when they part; nothing is offloaded.
+while they are tied, and their optimiser states are there when they part (in bfloat16 copies may differ by a rounding,
+since their masters do); nothing is offloaded.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ class Staged:
 
         def loss_of(batch: Batch) -> torch.Tensor:
             ties.begin()
-            logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
-            return torch.nn.functional.cross_entropy(logits, batch.targets)
+            return pupil.answer_loss(batch)
 
         def told() -> Mapping[str, float]:
             return {"tied": float(ties.hold)}
