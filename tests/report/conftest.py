@@ -13,6 +13,13 @@ from supertiny.core.ledger import Bill
 from supertiny.core.records import Answer, Call, Cost, Example, Request, Verdict
 from tests.report.fakes import AREAS, TOOLS, FakeAnswerer, Replaying, gold_example
 
+LEARNERS = [
+    {"learner": "imitate", "lessons": 700, "before": None, "valid_exact": 0.6, "low": 0.53, "high": 0.66, "n": 200}
+    | {"seconds": 300.0, "tokens": 90_000, "measured": {"1": 0.6}},
+    {"learner": "reinforce", "lessons": 700, "before": 0.6, "valid_exact": 0.64, "low": 0.57, "high": 0.7, "n": 200}
+    | {"seconds": 200.0, "tokens": 50_000, "measured": {"0": 0.6, "1": 0.64}},
+]
+
 
 @contextmanager
 def _quiet(title: str, total: float, unit: str = "") -> Iterator[Callable[[float], None]]:
@@ -52,7 +59,7 @@ def fake_run(tmp_path: Path, examples: list[Example]) -> SimpleNamespace:
     summary = {"pool_rows": 800, "costs_by_step": {"pipeline on the pool": {"fill": filled}}}
     stages = {
         "prototype": {"key": "99", "seconds": 1900.0, "summary": summary},
-        "transfer": {"key": "aa", "seconds": 900.0},
+        "transfer": {"key": "aa", "seconds": 900.0, "summary": {"student": {"learners": LEARNERS}}},
         "compress": {"key": "bb", "seconds": 300.0},
     }
     return SimpleNamespace(

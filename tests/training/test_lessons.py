@@ -11,7 +11,7 @@ import torch
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.records import Call
-from supertiny.training.lessons import Lesson, batches, collate, encode_lessons
+from supertiny.training.lessons import Lesson, collate, encode_lessons, grouped
 from supertiny.training.pupil import Pupil
 from tests.small_task import example, examples, small_task
 from tests.tiny_student import open_pupil, write_student
@@ -73,17 +73,24 @@ def test_only_answer_tokens_are_targets() -> None:
 
 def test_a_pass_holds_each_lesson_once_in_batches_of_similar_length() -> None:
     lessons = [Lesson(tuple(range(1, 3 + number % 9)) + (100 + number,), 1) for number in range(23)]
-    made = list(batches(lessons, rows=4, seed=5, pad=0))
-    assert [len(batch.ids) for batch in made].count(4) == 5
-    found = [
-        tuple(row[mask.bool()].tolist()) for batch in made for row, mask in zip(batch.ids, batch.mask, strict=True)
-    ]
-    assert sorted(found) == sorted(lesson.ids for lesson in lessons)
-    assert all(batch.mask.sum(dim=1).max() - batch.mask.sum(dim=1).min() <= 2 for batch in made)
-    again = list(batches(lessons, rows=4, seed=5, pad=0))
-    assert all(torch.equal(one.ids, other.ids) for one, other in zip(made, again, strict=True))
-    other = list(batches(lessons, rows=4, seed=6, pad=0))
-    assert any(one.ids.tolist() != two.ids.tolist() for one, two in zip(made, other, strict=True))
+    made = grouped(lessons, rows=4, seed=5)
+    assert [len(group) for group in made].count(4) == 5
+    assert sorted(lesson.ids for group in made for lesson in group) == sorted(lesson.ids for lesson in lessons)
+    lengths = [[len(lesson.ids) for lesson in group] for group in made]
+    assert all(max(group) - min(group) <= 2 for group in lengths)
+    assert grouped(lessons, rows=4, seed=5) == made
+    assert grouped(lessons, rows=4, seed=6) != made
+
+
+def test_a_batch_knows_its_lessons_and_where_each_answer_token_stands() -> None:
+    rows = [Lesson((5, 6, 7, 8, 9), 3), Lesson((1, 2, 3), 1)]
+    batch = collate(rows, pad=0)
+    assert batch.rows == tuple(rows)
+    assert batch.row_of_position.tolist() == [0, 0, 1, 1]
+    assert batch.to(torch.device("cpu")) is batch
+    moved = batch.to(torch.device("meta"))
+    assert moved.ids.device.type == "meta"
+    assert moved.rows == batch.rows
 
 
 def test_logits_are_computed_only_where_they_are_wanted(pupil: Pupil) -> None:

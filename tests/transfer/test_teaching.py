@@ -297,7 +297,7 @@ def test_mistakes_are_told(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has .* tokens, more than 10") as told:
         teach(run, settings(base, longest_tokens=10))
     assert "transfer.longest_tokens" in told.value.hint
-    with pytest.raises(UserError, match=r"transfer\.learners\.0: needs live_teacher"):
+    with pytest.raises(UserError, match=r"transfer\.learners\.0: needs live_teacher or token_scores"):
         settings(base, learners=["distil"])
 
 

@@ -103,7 +103,8 @@ class _Work:
     def _recover(self, number: int, title: str, pupil: Pupil) -> None:
         learner = build("learners", self.settings.recovery, "compress.recovery")
         lessons = self._lessons(pupil, self.settings.recovery_rows)
-        teacher = {"teacher": self._teacher(pupil)} if "live_teacher" in getattr(learner, "needs", ()) else {}
+        needs = {word for need in getattr(learner, "needs", ()) for word in need.split("|")}
+        teacher = {"teacher": self._teacher(pupil)} if "live_teacher" in needs else {}
         total = math.ceil(len(lessons) / learner.rows) * learner.passes
         checkpoint = self.folder / f".recovery-{number}.safetensors"
         with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:

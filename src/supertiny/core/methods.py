@@ -208,7 +208,8 @@ def _method_mistakes(
 ) -> list[UserError]:
     """Mistakes in settings that name methods: fields whose metadata says `family` ("a|b" where two fit).
 
-    Where the metadata says `lacks`, methods that need one of these words are mistakes too.
+    Where the metadata says `lacks`, words or a function of the values that gives them, methods that need one of these
+    are mistakes too; of a need such as "live_teacher|token_scores" one word is enough.
     """
     errors: list[UserError] = []
     for field in fields(schema):
@@ -217,12 +218,16 @@ def _method_mistakes(
         if not families or value is None:
             continue
         blocks = value if isinstance(value, list | tuple) else [value]
+        lacks = field.metadata.get("lacks", ())
+        absent = set(lacks(values) if callable(lacks) else lacks)
         for number, block in enumerate(blocks):
             spot = f"{place}.{field.name}" + (f".{number}" if blocks is value else "")
             try:
                 method = build(_family_of(block, families), block, spot, own)
-                for need in set(getattr(method, "needs", ())) & set(field.metadata.get("lacks", ())):
-                    errors.append(UserError(f"{spot}: needs {need}, which is not there", "choose another method"))
+                for need in getattr(method, "needs", ()):
+                    if set(need.split("|")) <= absent:
+                        hint = field.metadata.get("hint", "choose another method")
+                        errors.append(UserError(f"{spot}: needs {need.replace('|', ' or ')}, which is not there", hint))
             except UserErrors as several:
                 errors += several.errors
             except UserError as error:

@@ -24,7 +24,6 @@ class Answerer(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order."""
-        ...
 
 
 class Engine(Protocol):
@@ -42,24 +41,18 @@ class Engine(Protocol):
         done: Done | None = None,
     ) -> list[Completion]:
         """One completion per prompt, in order; `done(index, completion)` is called as each finishes."""
-        ...
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         """Log-probabilities of each continuation after its prompt, with the `top` best tokens at each place."""
-        ...
 
     def close(self) -> None: ...
 
 
 class EngineMethod(Protocol):
-    """A file of `engines/`: frozen settings that open an engine.
-
-    Its attribute `serves` says what methods may ask of it by their `needs`: token_scores, best_tokens, logprobs.
-    """
+    """Frozen settings that open an engine; `serves` says what may be asked: token_scores, best_tokens, logprobs."""
 
     def open(self, model: Path | None = None) -> Engine:
         """Loads the model; `model` is a GGUF file or a Hugging Face folder that overrides the settings' own."""
-        ...
 
 
 class Format(Protocol):
@@ -74,18 +67,15 @@ class Format(Protocol):
 
     def write(self, answer: Answer) -> str:
         """The text that a model is taught to write for this answer, without the stop token."""
-        ...
 
     def decode(self, text: str) -> Answer:
         """Inverse of `write`. Raises ValueError where the text is not in the format."""
-        ...
 
     def grammar(self, tools: Sequence[Tool], words: bool = True) -> Grammar | None:
         """All texts that `write` can give for valid calls of these tools, or None where none can be stated.
 
         Without `words`, calls alone, or the text that stands for none.
         """
-        ...
 
 
 class Step(Protocol):
@@ -99,7 +89,6 @@ class Step(Protocol):
 
     def run(self, traces: Sequence[Any], bench: Any) -> list[Any]:
         """One trace per trace, in order, each with the cost of what was asked for it."""
-        ...
 
 
 class Selector(Protocol):
@@ -107,7 +96,6 @@ class Selector(Protocol):
 
     def rank(self, prompts: Sequence[Any], probabilities: Any) -> list[int]:
         """Places of the prompts, best first. Raises ValueError where the array does not belong to the prompts."""
-        ...
 
 
 class Curator(Protocol):
@@ -138,7 +126,6 @@ class Learner(Protocol):
         self, pupil: Any, lessons: Sequence[Any], seed: int, checkpoint: Path | None = None, every: int = 0
     ) -> Iterator[Any]:
         """Goes on from `checkpoint` where that file exists, and saves there `every` so many steps; 0 is never."""
-        ...
 
 
 class Divergence(Protocol):
@@ -151,22 +138,18 @@ class Divergence(Protocol):
 
 
 class Reward(Protocol):
-    """How good a pupil's own answers to one request are: a number in [-1, 1] for each, gold the most.
-
-    `example` has a trusted answer; `samples` are training.practice.Sample of its request.
-    """
+    """How good each of a pupil's own answers to a request is, in [-1, 1], gold the most; training.practice.Sample."""
 
     def __call__(self, example: Example, samples: Sequence[Any]) -> list[float]: ...
 
 
 class Adapter(Protocol):
-    """Few weights to learn beside frozen ones; freshly wrapped, the model computes what it did."""
+    """Few weights to learn beside frozen ones. One whose `needs` has "own_runtime" cannot be merged."""
 
     def wrap(self, model: Any, seed: int) -> Any: ...
 
     def merge(self, model: Any) -> Any:
         """A stock model that computes the same. Raises UserError where the method has none."""
-        ...
 
 
 class Reshaper(Protocol):
@@ -180,7 +163,6 @@ class Pruner(Protocol):
 
     def prune(self, weight: torch.Tensor, inputs: Any, sparsity: float) -> torch.Tensor:
         """A copy of which the share `sparsity` is zero."""
-        ...
 
 
 class Quantizer(Protocol):
@@ -188,7 +170,6 @@ class Quantizer(Protocol):
 
     def quantize(self, weight: torch.Tensor, inputs: Any) -> Any:
         """A compress.packed.Packed: `restored()` gives the matrix, `bytes` what it takes."""
-        ...
 
 
 class Exporter(Protocol):

@@ -46,6 +46,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["## What each step of the pipeline takes, per request of the pool", ""]
         priced = ("", "calls", "tokens in", "tokens out", "time", "$ per 1,000")
         lines += [*_table(priced, [_step(step) for step in report["step_prices"]]), ""]
+    if report["learners"]:
+        lines += ["## What each learner bought, on valid", ""]
+        learned = ("", "lessons", "exact before", "exact after", "95 %", "bought", "tokens", "time")
+        lines += [*_table(learned, [_learner(row) for row in report["learners"]]), ""]
     saving = report["prompt_saving"]
     if saving:
         told, learned = numbers.count(saving["pipeline_tokens_in"]), numbers.count(saving["learned_tokens_in"])
@@ -71,6 +75,21 @@ def _cost(item: Mapping[str, Any]) -> list[str]:
 def _step(step: Mapping[str, Any]) -> list[str]:
     counts = [f"{step['calls']:.2f}", numbers.count(step["tokens_in"]), numbers.count(step["tokens_out"])]
     return [step["name"], *counts, numbers.duration(step["seconds"]), numbers.dollars(1000 * step["dollars"])]
+
+
+def _learner(row: Mapping[str, Any]) -> list[str]:
+    whose = "" if row["student"] == "student" else f" ({title_of(row['student'])})"
+    before = row["before"]
+    return [
+        f"{row['learner']}{whose}",
+        numbers.count(row["lessons"]),
+        numbers.percent(before),
+        numbers.percent(row["valid_exact"]),
+        numbers.interval(row["low"], row["high"]),
+        numbers.MISSING if before is None else numbers.points(row["valid_exact"] - before),
+        numbers.count(row["tokens"]),
+        numbers.duration(row["seconds"]),
+    ]
 
 
 def _break_even(report: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from supertiny.core.run import Run
 
 _MEASURED = ".measured"  # what was measured before the stage was killed
+_LEARNED = ("learner", "lessons", "before", "valid_exact", "low", "high", "n", "seconds", "tokens")
 
 
 def run(settings: Settings, run: Run, folder: Path, answerers: Mapping[str, Callable[[], Answerer]]) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def build_report(
         "break_even": break_even(by_name, costs),
         "prompt_saving": prompt_saving(by_name),
         "step_prices": step_prices(stages.get("prototype", {}).get("summary", {}), price),
+        "learners": _learners(stages.get("transfer", {}).get("summary", {})),
         "compress_steps": _compress_steps(run.folder),
         "task": _about_task(run, examples),
         "seed": run.seed,
@@ -171,6 +173,15 @@ def _measured(
             close()
     write_json(known, {"ids": ids, "measurement": measurement.to_json()})
     return measurement
+
+
+def _learners(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each learner bought on valid, the floor's first; of the first learner of a student nothing stood before."""
+    return [
+        {"student": student, **{key: learned.get(key) for key in _LEARNED}}
+        for student in ("labelled_only", "student")
+        for learned in summary.get(student, {}).get("learners", ())
+    ]
 
 
 def _compress_steps(run_folder: Path) -> list[dict[str, Any]]:

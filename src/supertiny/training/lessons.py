@@ -25,6 +25,18 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Trial(Lesson):
+    """An answer that the pupil wrote itself, and what it is worth."""
+
+    advantage: float = 0.0
+    """How much better it is than the others to its request; its tokens get likelier where this is positive."""
+    old: tuple[float, ...] = ()
+    """Log-probability of each answer token by the weights that wrote it."""
+    reference: tuple[float, ...] = ()
+    """The same by the weights before training; empty where nothing holds the pupil to them."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A padded batch. `wanted` marks the places whose next token is an answer token; `targets` are those tokens."""
 
@@ -97,6 +109,18 @@ def encode_lessons(
             "there is no example with an answer to learn from", "see prototype/pool.jsonl for what was dropped"
         )
     return lessons
+
+
+def encode_prompts(
+    examples: Sequence[Example], form: Format, tools: Sequence[Tool], tokenizer: Any, longest: int = 1024
+) -> list[Lesson]:
+    """Prompts alone, of requests that the pupil answers itself; those of `longest` tokens and more are left out."""
+    prompts = []
+    for example in examples:
+        ids = tokenizer.encode(form.encode(example.request, tools).text, add_special_tokens=False)
+        if len(ids) < longest:
+            prompts.append(Lesson(tuple(ids), len(ids), example))
+    return prompts
 
 
 def grouped(lessons: Sequence[Lesson], rows: int, seed: int) -> list[list[Lesson]]:

@@ -1,4 +1,4 @@
-"""What a learner needs that lets its pupil answer for itself: the task's format, its verifier, requests without gold."""
+"""What a learner needs that lets its pupil answer for itself: format, verifier, and requests without gold."""
 
 from __future__ import annotations
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-_LEARNERS = {"family": "learners", "lacks": ("live_teacher",)}  # a catalogue model has no teacher of its own vocabulary
+
+def _lacks(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """What learners may need of a teacher and there is none to give."""
+    teacher = values.get("teacher")
+    if not teacher:
+        return ("live_teacher", "token_scores")
+    return ("token_scores",) if isinstance(teacher, str) else ("live_teacher",)
+
+
+_STOCK = "a student is a stock checkpoint: take one that merges, such as lora"
+_LEARNERS = {"family": "learners", "lacks": _lacks, "hint": "name a model or an engine as `teacher`"}
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -27,6 +38,17 @@ class Settings:
         metadata=_LEARNERS,
     )
     """Learners of the floor: the same student taught on the labelled rows alone."""
+    adapter: Any = field(default="full", metadata={"family": "adapters", "lacks": ("own_runtime",), "hint": _STOCK})
+    """Which weights learn: all, or few beside frozen ones, merged into the student at the end."""
+    teacher: Any = ""
+    """Of learners that look at token probabilities: a model or Hugging Face folder, seen live, or an engine's block,
+    whose scores of all lessons are stored once."""
+    teacher_examples: Annotated[int, Field(ge=0)] = 4
+    """Nearest labelled rows that a teacher behind an engine is shown before each lesson."""
+    top_k: Count = 64
+    """Tokens at each place whose scores by such a teacher are stored."""
+    max_tokens: Count = 96
+    """Longest answer of a student that answers while it learns."""
     quantization_aware: Literal["none", "q4_0"] = "none"
     """Type of file whose rounding the student is taught with: it then loses nothing when it is exported so."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -41,3 +63,8 @@ class Settings:
     """Steps after which a killed training goes on."""
     longest_tokens: Count = 512
     """Longest lesson, in tokens."""
+
+    def __post_init__(self) -> None:
+        name = self.adapter if isinstance(self.adapter, str) else dict(self.adapter or {}).get("method")
+        if self.quantization_aware != "none" and name != "full":
+            raise ValueError(f"quantization_aware rounds the weights that learn; with adapter {name} these are others")

@@ -20,6 +20,13 @@ def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     if not train:
         raise UserError("prototype/train.jsonl is empty: nothing to learn from", "see prototype/pool.jsonl")
     base = huggingface_folder(settings.student, "transfer.student")
+    # Requests whose answer nobody trusted: a student that is nearly right may find them by itself.
+    known = {row.request.id for row in train}
+    pool = run.folder / "prototype" / "pool.jsonl"
+    rows = [Example.from_json(row) for row in read_rows(pool)] if pool.exists() else []
+    unanswered = [Example(row.request) for row in rows if row.request.id not in known]
     floor = Course(settings, run, folder, "labelled_only", base).teach(run.task.labelled, settings.labelled_only)
-    student = Course(settings, run, folder, "student", base).teach(train, settings.learners)
+    student = Course(settings, run, folder, "student", base, unanswered).teach(train, settings.learners)
+    for scores in folder.glob(".teacher-*"):
+        scores.unlink()
     return {"labelled_only": floor, "student": student}

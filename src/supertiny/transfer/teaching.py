@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,15 +23,18 @@ from supertiny.engines.torch import Torch
 from supertiny.formats._answerer import ModelAnswerer
 from supertiny.training.grid import on_grid, settled
 from supertiny.training.lessons import Lesson, encode_lessons
-from supertiny.training.loop import Step
+from supertiny.training.loop import Step, steps_of
 from supertiny.training.pupil import Pupil
 from supertiny.transfer.settings import Settings
+from supertiny.transfer.supplies import Supplies
 
 
 class Course:
     """The lessons of one student, from its base to the folder where it will stand."""
 
-    def __init__(self, settings: Settings, run: Run, folder: Path, name: str, base: Path) -> None:
+    def __init__(
+        self, settings: Settings, run: Run, folder: Path, name: str, base: Path, unanswered: Sequence[Example] = ()
+    ) -> None:
         self.settings = settings
         self.run = run
         self.name = name
@@ -41,6 +43,7 @@ class Course:
         self.work = folder / f".{name}"
         self.history = folder / "history.jsonl"
         self.form = build("formats", settings.format, "transfer.format")
+        self.supplies = Supplies(settings, run, self.form, self.work, unanswered)
 
     def teach(self, examples: Sequence[Example], learners: Sequence[Any]) -> dict[str, Any]:
         """Runs the learners in order; gives what each bought on valid. A finished part is not done again."""
@@ -67,30 +70,44 @@ class Course:
     def _learn(self, number: int, block: Any, examples: Sequence[Example]) -> dict[str, Any]:
         after = self.work / f"after-{number}"
         exams = self.work / f"scores-{number}.json"
+        before = read_json(self.work / "bought.json")[number - 1]["valid_exact"] if number else None
         if not after.exists():
-            self._train(number, block, examples, exams)
+            self._train(number, block, examples, exams, before)
             scores: dict[str, float] = read_json(exams)
             best = max(scores, key=_rank(scores))
             (self.work / f"best-{number}-{best}").rename(after)
         self._clear(number)
-        for checkpoint in self.work.glob("*.safetensors"):
-            checkpoint.unlink()
+        for left in self.work.glob("learner-*"):
+            left.unlink()
         scores = read_json(exams)
         logged = [row for row in self._logged() if row["learner"] == number and row["student"] == self.name]
         n = len(self._exam_rows())
         low, high = wilson_interval(round(max(scores.values()) * n), n)
         return {
             "learner": _title(block), "lessons": len(examples), "valid_exact": max(scores.values()),
-            "low": low, "high": high, "n": n, "measured": scores,
+            "low": low, "high": high, "n": n, "measured": scores, "before": before,
             "seconds": sum(row["seconds"] for row in logged), "tokens": sum(row["tokens"] for row in logged),
         }  # fmt: skip
 
-    def _train(self, number: int, block: Any, examples: Sequence[Example], exams: Path) -> None:
-        """Goes through the learner's steps; the best students so far stand in `best-NUMBER-STEP`, scores in `exams`."""
-        pupil = Pupil.open(self.work / f"after-{number - 1}" if number else self.base, self.settings.precision)
+    def _train(self, number: int, block: Any, examples: Sequence[Example], exams: Path, before: float | None) -> None:
+        """Goes through the learner's steps; the best students so far stand in `best-NUMBER-STEP`, scores in `exams`.
+
+        The student as the learner before left it is one of them, step 0: a learner that only harms buys nothing.
+        """
+        start = self.work / f"after-{number - 1}" if number else self.base
+        pupil = Pupil.open(start, self.settings.precision)
+        pupil.note = self.run.progress.note
+        pupil.adapter = build("adapters", self.settings.adapter, "transfer.adapter")
+        pupil.model = pupil.adapter.wrap(pupil.model, self.run.seed)
         longest, note = self.settings.longest_tokens, self.run.progress.note
         lessons = encode_lessons(examples, self.form, self.run.task.tools, pupil.tokenizer, longest, note=note)
         scores: dict[str, float] = read_json(exams) if exams.exists() else {}
+        if before is not None and not scores:
+            fresh = self.work / f".best-{number}-0"
+            shutil.copytree(start, fresh, dirs_exist_ok=True)
+            fresh.rename(self.work / f"best-{number}-0")
+            scores["0"] = before
+            write_json(exams, scores)
         with on_grid(pupil.model, self.settings.quantization_aware):
             for step in self._steps(number, block, pupil, lessons):
                 if step.step not in self._exams(step.of):
@@ -99,7 +116,7 @@ class Course:
                     self._score(number, step.step, pupil, scores)
                     write_json(exams, scores)  # after the student that it speaks of stands whole
                     self._clear(number, max(scores, key=_rank(scores)))
-                if self._is_stuck({key: share for key, share in scores.items() if int(key) <= step.step}):
+                if self._is_stuck({key: share for key, share in scores.items() if 0 < int(key) <= step.step}):
                     times = self.settings.patience
                     self.run.progress.note(f"  {self.name}: no better for {times} measurements, stopping")
                     break
@@ -124,10 +141,13 @@ class Course:
     def _steps(self, number: int, block: Any, pupil: Pupil, lessons: Sequence[Lesson]) -> Any:
         learner = build("learners", block, f"transfer.learners.{number}")
         checkpoint = self.work / f"learner-{number}.safetensors"
-        total = math.ceil(len(lessons) / learner.rows) * learner.passes
+        supplied = self.supplies.of(learner, pupil, lessons)
+        rows = len(lessons) + len(supplied["practice"].unanswered if "practice" in supplied else ())
+        steps = learner.fit(pupil, lessons, self.run.seed, checkpoint, self.settings.checkpoint_steps, **supplied)
+        total = steps_of(rows, learner.rows, learner.passes)
         with self.run.progress.task(f"{self.name}: {_title(block)} on {len(lessons)} rows", total, "steps") as tick:
             begun = 0
-            for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, self.settings.checkpoint_steps):
+            for step in steps:
                 if not begun:
                     self._forget(number, step.step)
                 tick(step.step - begun)

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from supertiny.training.lessons import Batch, Lesson
+from supertiny.training.lessons import Lesson
 from supertiny.training.loop import Plan, Step, descend
 from supertiny.training.pupil import Pupil
 
@@ -42,9 +40,4 @@ class Imitate:
     ) -> Iterator[Step]:
         """Yields a record per step; goes on from `checkpoint` where it exists, and saves one `every` so many steps."""
 
-        def loss_of(batch: Batch) -> torch.Tensor:
-            logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
-            return torch.nn.functional.cross_entropy(logits, batch.targets)
-
-        plan = Plan(self.learning_rate, self.passes, self.rows, seed, weight_decay=self.weight_decay, clip=self.clip)
-        return descend(pupil, lessons, plan, loss_of, checkpoint, every)
+        return descend(pupil, lessons, Plan.of(self, seed), pupil.answer_loss, checkpoint, every)
