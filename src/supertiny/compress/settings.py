@@ -5,27 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from supertiny.core.methods import cards
+from supertiny.compress.gate import Gate
+from supertiny.compress.steps import steps_of
+from supertiny.core.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _known(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Raises ValueError with all mistakes of the steps: what a pruner is told beside its own settings is told here."""
+    try:
+        steps_of(blocks)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return blocks
+
+
+Steps = Annotated[tuple[Any, ...], AfterValidator(_known)]
 
 
 @dataclass(frozen=True)
 class Settings:
     """The student's way to an artifact."""
 
-    steps: tuple[Any, ...] = field(
-        default_factory=lambda: ({"method": "drop_blocks", "share": 0.1}, {"method": "gguf", "type": "q4_0"}),
-        metadata={"family": "exporters|reshapers"},
+    steps: Steps = field(
+        default_factory=lambda: ({"method": "drop_blocks", "share": 0.1}, {"method": "gguf", "type": "q4_0"})
     )
-    """Reshapers, in order, and one exporter at the end."""
+    """Reshapers and pruners, then quantizers, in order, and one exporter at the end.
+
+    A pruner says its `sparsity`, the share of zeros; pruners and quantizers may `skip` matrices by name.
+    """
     recovery: Any = field(
         default_factory=lambda: {"method": "distil", "learning_rate": 2e-4, "passes": 2},
-        metadata={"family": "learners"},
+        metadata={"family": "learners", "lacks": ("token_scores",)},
     )
-    """Learner that runs after each step that shrinks the student; its teacher is the student before the first step."""
+    """Learner that runs after each step that shrinks the student; its teacher is the student before the first step.
+
+    `null` is none: then every step leaves what it made.
+    """
     quantization_aware: bool = True
     """Whether the recovery trains with weights rounded as the exporter's q4_0 will round them."""
     recovery_rows: Count | None = None
@@ -42,11 +61,6 @@ class Settings:
     """Longest answer, in tokens."""
     longest_tokens: Count = 512
     """Longest lesson of the recovery, in tokens."""
-
-    def __post_init__(self) -> None:
-        names = [step if isinstance(step, str) else step.get("method") for step in self.steps]
-        exporters, reshapers = cards("exporters"), cards("reshapers")
-        if any(name not in exporters and name not in reshapers for name in names):
-            return  # a wrong name is told by the reading of the recipe
-        if [name in exporters for name in names] != [False] * (len(names) - 1) + [True]:
-            raise ValueError("steps must end with one exporter, and have no other")
+    gate: Gate = field(default_factory=Gate, metadata={"added": True})
+    """What the artifact must hold against the student of the stage before; where it does not, another takes its place.
+    """

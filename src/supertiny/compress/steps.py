@@ -11,7 +11,7 @@ from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
 from supertiny.core.methods import build, cards
 
 FAMILIES = ("reshapers", "pruners", "quantizers", "exporters")
-_PLACE = "steps"
+_PLACE = "compress.steps"
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,11 @@ def _check_order(blocks: Sequence[Any], steps: Sequence[Step]) -> None:
     exports = [step.family == "exporters" for step in steps]
     if exports != [False] * (len(steps) - 1) + [True]:
         raise UserError("steps must end with one exporter, and have no other")
-    rounded = next((place for place, step in enumerate(steps) if step.family == "quantizers"), None)
-    if rounded is not None and rounded < len(steps) - 2:
-        later = name_of(blocks[rounded + 1])
-        problem = f"{_PLACE}.{rounded + 1}: {later} would move what {name_of(blocks[rounded])} rounded off its grid"
-        raise UserError(problem, "let the quantizer stand last, before the exporter")
+    rounded = None
+    for place, step in enumerate(steps[:-1]):
+        if step.family == "quantizers":
+            rounded = place
+        elif rounded is not None:
+            later, fitted = name_of(blocks[place]), name_of(blocks[rounded])
+            problem = f"{_PLACE}.{place}: {later} would move what {fitted} rounded off its grid"
+            raise UserError(problem, "let quantizers stand last, before the exporter")

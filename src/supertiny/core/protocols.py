@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from supertiny.core.records import Answer, Completion, Example, Grammar, Price, Prompt, Request
-from supertiny.core.records import Sampling, TokenScores, Tool
+from supertiny.core.records import (
+    Answer,
+    Completion,
+    Example,
+    Grammar,
+    Price,
+    Prompt,
+    Request,
+    Sampling,
+    TokenScores,
+    Tool,
+)
 
 if TYPE_CHECKING:
     import torch
