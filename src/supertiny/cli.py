@@ -122,6 +122,37 @@ def optimise(
 
 
 @app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, a task folder, or a run folder.")],
+    overrides: Overrides = None,
+    budget: Annotated[str, typer.Option(help="Limits, such as 'bytes<=60MB, p50<=25ms, drop<=1pt'.")] = "",
+    plans: Annotated[int, typer.Option(help="Plans that are run, beside the whole student's.", min=0)] = 6,
+    minutes: Annotated[float | None, typer.Option(help="After so many, no further plan is begun.", min=0)] = None,
+) -> None:
+    """Search smaller, faster artifacts of a run's student: fewer blocks, channels, tokens, bits.
+
+    Measures what the task can spare, tries plans within the budget, draws the front of quality, bytes and latency.
+    Each point can be served. Run again, it goes on.
+
+    Example: supertiny compress runs/smart_home --budget "bytes<=60MB, p50<=25ms, drop<=1pt"
+    """
+    from supertiny.pipeline import compress as search
+    from supertiny.pipeline import load_recipe
+    from supertiny.report.front import print_front
+
+    values = list(overrides or [])
+    if (recipe / "manifest.json").is_file():  # a run: its results are where it is, wherever its recipe says
+        values.append(f"folder={recipe}")
+    loaded = load_recipe(_recipe_of(recipe), values)
+    outcome = search(loaded, budget, plans, minutes)
+    print_front(outcome, _console())
+    place = loaded.folder / "compress_search"
+    print(f"\nall of it: {place / 'search.json'}")
+    if outcome["chosen"]:
+        print(f"serve:     {_typed()} serve {shlex.quote(str(place / 'points' / outcome['chosen']))}")
+
+
+@app.command()
 def serve(
     run: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",

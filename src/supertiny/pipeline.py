@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from supertiny import __version__
 from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
-from supertiny.core.files import hash_of
+from supertiny.core.files import hash_of, read_json
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import Own, own_methods, validated
 from supertiny.core.progress import Progress
@@ -137,6 +137,33 @@ def optimise(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
     wanted = _search_of(recipe, settings)
     with _opened(recipe, settings, progress or Progress()) as run:
         return search(settings["prototype"], wanted, run)
+
+
+def compress(
+    recipe: Recipe, budget: str, plans: int = 6, minutes: float | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Searches smaller and faster artifacts of a run's student within a budget; each point can be served.
+
+    `budget` is what a person types; "" sets no limit. Raises UserError where the student is not there yet.
+    """
+    from supertiny.compress.budget import Budget
+    from supertiny.compress.search import FOLDER, point_folders, search
+    from supertiny.report.front import show_search
+    from supertiny.serve.service import Service
+
+    limits = Budget.read(budget) if budget.strip() else Budget()
+    settings = check(recipe)
+    if not (recipe.folder / "transfer" / "student").is_dir():
+        raise UserError(f"{recipe.folder} has no student yet", "run the recipe first: supertiny run RECIPE")
+    with _opened(recipe, settings, progress or Progress()) as run:
+        outcome = search(settings["compress"], run, limits, plans, minutes)
+        for place in point_folders(recipe.folder / FOLDER, outcome).values():
+            form = read_json(place / "compress" / "artifact" / "artifact.json")["format"]
+            task, own = run.task, settings["serve"]
+            service = Service(task.name, "compress/artifact", form, own, task.tools, task.description)
+            service.save(place / "serve")
+        show_search(run.folder, settings["report"].page_rows)
+    return outcome
 
 
 @contextmanager

@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.compress import stage
 from supertiny.compress.examining import Paper, Room
+from supertiny.compress.gate import Sitting
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
-from supertiny.core.files import read_json, write_rows
-from supertiny.core.ledger import Ledger
+from supertiny.core.files import read_json
 from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
-from supertiny.core.records import Answer, Call
 from supertiny.core.run import Run
 from supertiny.core.student import Student
-from tests.small_task import examples, small_task
-from tests.tiny_student import write_student
-
-STEPS = [{"method": "drop_blocks", "blocks": 1}, {"method": "gguf", "type": "q8_0"}]
-
-
-def add_merge(folder: Path) -> None:
-    """GGUF knows no tokenizer without merges."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["model"]["vocab"]["th"] = model.config.vocab_size
-    tokenizer["model"]["merges"] = [["t", "h"]]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    model.resize_token_embeddings(model.config.vocab_size + 1)
-    model.save_pretrained(folder)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    folder = tmp_path / "run"
-    student = write_student(folder / "transfer" / "student")
-    add_merge(student)
-    Student(student, "compact", "tiny", 3).save_card()
-    write_rows(folder / "prototype" / "train.jsonl", [row.to_json() for row in examples("labelled")])
-    task = replace(small_task(), valid=examples("valid", 4))
-    recipe: Any = type("Recipe", (), {"seed": 3})()
-    return Run(folder, recipe, task, Ledger(folder / "ledger.sqlite"), Progress(quiet=True))
-
-
-def settings(steps: list[Any] = STEPS, **more: Any) -> Settings:
-    small = {"calibration_rows": 4, "recovery": {"method": "distil", "passes": 1, "rows": 8}, "max_tokens": 8}
-    engine = {"method": "openvino", "precision": "float32", "cache_gigabytes": 1}
-    read: Settings = validated(Settings, {"steps": steps, "engine": engine, **small, **more}, "compress")
-    return read
-
-
-def work(run: Run, chosen: Settings) -> tuple[dict[str, Any], Path]:
-    folder = run.folder / ".compress"
-    folder.mkdir(exist_ok=True)
-    return stage.run(chosen, run, folder), folder
+from tests.small_run import Gate, add_merge, settings, work
 
 
 @pytest.mark.slow
@@ -89,35 +49,125 @@ def test_it_leaves_a_stock_student_an_artifact_and_the_steps(run: Run) -> None:
         assert step["low"] <= step["exact"] <= step["high"]
 
 
-class Gate:
-    """Stands for the engines: gold from the student, a wrong first row from artifacts until a type is right."""
-
-    def __init__(self, wrong_until: int) -> None:
-        self.left = wrong_until
-
-    def examine(self, room: Room, engine: Any) -> Paper:
-        answers = [row.answer or Answer() for row in room.task.valid]
-        if engine.name == "openvino" and self.left:
-            self.left -= 1
-            answers[0] = Answer((Call("Wrong"),))
-        figures = {"exact": 1.0, "low": 0.5, "high": 1.0, "n": len(answers), "p50_seconds": 0.1}
-        return Paper(tuple(answers), figures)
+def matrices(folder: Path) -> dict[str, torch.Tensor]:
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    return {name: tensor for name, tensor in state.items() if "_proj" in name}
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    class Engine:
-        def __init__(self, block: Any) -> None:
-            self.name = block if isinstance(block, str) else block["method"]
+def zeros(folder: Path) -> list[float]:
+    return [float((tensor == 0).double().mean()) for tensor in matrices(folder).values()]
 
-        def close(self) -> None:
-            pass
 
-    stand_in = Gate(0)
-    monkeypatch.setattr(Room, "open", lambda room, block, model: Engine(block))
-    monkeypatch.setattr(Room, "examine", lambda room, engine: stand_in.examine(room, engine))
-    monkeypatch.setattr(Room, "check_prompts", lambda room, engine, tokenizer: None)
-    return stand_in
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt", "ecoflap", "pst"])
+def test_a_pruned_student_learns_and_keeps_its_zeros(pruner: str, run: Run, gate: Gate) -> None:
+    pruned = {"method": pruner, "sparsity": 0.5}
+    _, folder = work(run, settings([pruned, "keep", {"method": "gguf", "type": "q8_0"}], quantization_aware=False))
+    shares = zeros(folder / "student")
+    assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.1)
+    if pruner == "wanda":
+        assert shares == pytest.approx([0.5] * len(shares), abs=1e-3)
+    before, after = matrices(run.folder / "transfer" / "student"), matrices(folder / "student")
+    moved = [bool(((after[name] != 0) & (after[name] != before[name])).any()) for name in after]
+    assert any(moved), "the recovery taught nothing"
+
+
+def test_zeros_outlive_training_on_the_grid_and_what_shrinks_after_them(run: Run, gate: Gate) -> None:
+    steps = [{"method": "magnitude", "sparsity": 0.5}, {"method": "drop_blocks", "blocks": 1}, "gguf"]
+    _, folder = work(run, settings(steps))
+    assert all(share >= 0.5 for share in zeros(folder / "student"))
+
+
+def test_a_matrix_that_is_skipped_stays_as_it_is(run: Run, gate: Gate) -> None:
+    pruned = {"method": "magnitude", "sparsity": 0.5, "skip": ["*.down_proj"]}
+    _, folder = work(run, settings([pruned, "gguf"], recovery=None))
+    before, after = matrices(run.folder / "transfer" / "student"), matrices(folder / "student")
+    same = {name.split(".")[-2] for name in after if torch.equal(before[name].bfloat16(), after[name].bfloat16())}
+    assert same == {"down_proj"}
+    with pytest.raises(UserError, match=r"'\*\.down_prj'"):
+        work(run, settings([{**pruned, "skip": ["*.down_prj"]}, "gguf"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", [{"method": "gptq", "grid": "q4_0"}, {"method": "lsq_lora", "group": 32}])
+def test_what_a_quantizer_fitted_is_packed_as_it_is(quantizer: dict[str, Any], run: Run) -> None:
+    summary, folder = work(run, settings([quantizer, {"method": "gguf", "type": "q4_0", "embedding": "f16"}]))
+    assert (summary["type"], summary["agreement"]) == ("q4_0", 1.0)
+    stored = {tensor.name: tensor for tensor in GGUFReader(folder / "artifact" / "model.gguf").tensors}
+    found = stored["blk.0.ffn_down.weight"]
+    packed = torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type))
+    fitted = matrices(folder / "student")["model.layers.0.mlp.down_proj.weight"]
+    assert torch.equal(packed.reshape(fitted.shape), fitted)
+    before = matrices(run.folder / "transfer" / "student")["model.layers.0.mlp.down_proj.weight"]
+    assert not torch.equal(before, fitted)
+
+
+def test_pruned_and_then_rounded_weights_keep_their_zeros(run: Run, gate: Gate) -> None:
+    steps = [{"method": "wanda", "sparsity": 0.5}, {"method": "gptq", "grid": "q4_0"}, "gguf"]
+    _, folder = work(run, settings(steps, recovery=None))
+    assert all(share >= 0.5 for share in zeros(folder / "student"))
+
+
+def test_a_vocabulary_that_is_trimmed_goes_on_through_recovery_and_export(run: Run, gate: Gate) -> None:
+    add_merge(run.folder / "transfer" / "student", "q", "z")  # a token that no row has
+    steps = [{"method": "trim_vocabulary", "extra_tokens": 0}, {"method": "drop_blocks", "blocks": 1}, "gguf"]
+    _, folder = work(run, settings(steps))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    model = AutoModelForCausalLM.from_pretrained(folder / "student")
+    whole = AutoTokenizer.from_pretrained(run.folder / "transfer" / "student")
+    assert model.config.vocab_size == len(tokenizer) < len(whole)
+    assert tokenizer.convert_ids_to_tokens(model.config.eos_token_id) == "<|im_end|>"
+    assert build("formats", "compact").stop in tokenizer.get_vocab()
+    assert model.config.num_hidden_layers == 1
+    text = "turn on the kitchen light"
+    assert tokenizer.tokenize(text) == whole.tokenize(text)
+
+
+def test_without_recovery_a_step_leaves_what_it_made(run: Run, gate: Gate) -> None:
+    _, folder = work(run, settings([{"method": "drop_blocks", "blocks": 1}, "gguf"], recovery=None))
+    before, after = matrices(run.folder / "transfer" / "student"), matrices(folder / "student")
+    kept = {name.replace("layers.1.", "layers.0.") for name in before}
+    assert kept == set(after)
+    possible = ({n.replace(f"layers.{place}.", "layers.0."): t for n, t in before.items()} for place in (0, 1))
+    assert any(all(torch.equal(tensors[name], after[name]) for name in after) for tensors in possible)
+
+
+def broken(until: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports before this one answer nothing of valid as the student does."""
+    seen: list[float] = []
+
+    def sit(room: Room, engine: Any, paper: Paper, probes: Any) -> Sitting:
+        seen.append(1.0)
+        return Sitting((1.0,) * 4 if len(seen) == 1 or len(seen) >= until else (0.0,) * 4)
+
+    monkeypatch.setattr(Room, "sit", sit)
+
+
+def test_a_type_that_is_not_promoted_gives_way_to_the_next(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(4, monkeypatch)  # the first is the student's own
+    summary, folder = work(run, settings(["keep", {"method": "gguf", "type": "q4_0"}]))
+    assert (summary["type"], summary["promoted"], summary["fell_back"]) == ("q8_0", True, False)
+    last = read_json(folder / "steps.json")[-1]
+    assert [one["type"] for one in last["refused"]] == ["q4_0", "q4_1"]
+    assert "exact calls went from 100.0 to 0.0 %" in last["refused"][0]["broke"][0]
+
+
+def test_where_nothing_is_promoted_the_student_takes_its_place_and_that_is_said(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    broken(4, monkeypatch)
+    monkeypatch.setattr(Progress, "note", lambda self, text: said.append(text))
+    steps = [{"method": "drop_blocks", "blocks": 1}, {"method": "gguf", "type": "q8_0"}]
+    summary, folder = work(run, settings(steps, recovery=None))
+    assert (summary["type"], summary["promoted"], summary["fell_back"]) == ("q8_0", True, True)
+    whole = Student.open(run.folder / "transfer" / "student")
+    assert Artifact.open(folder / "artifact").parameters == whole.parameters
+    assert Student.open(folder / "student").parameters == whole.parameters
+    assert any("not promoted: exact calls" in line for line in said)
+    assert any("the student itself takes its place" in line for line in said)
+    assert len(read_json(folder / "steps.json")[-1]["refused"]) == 2
 
 
 def test_without_shrinking_nothing_is_taught(run: Run, gate: Gate) -> None:
@@ -137,7 +187,7 @@ def test_after_a_kill_finished_steps_are_not_done_again(run: Run, gate: Gate, mo
         patch.setattr(stage._Work, "_export", killed)
         with pytest.raises(KeyboardInterrupt):
             work(run, settings())
-    monkeypatch.setattr(stage._Work, "_reshape", killed)
+    monkeypatch.setattr(stage._Work, "_shape", killed)
     summary, folder = work(run, settings())
     assert summary["agreement"] == 1.0
     assert [path.name for path in folder.glob(".*")] == []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supertiny.compress.gate import Sitting
+from supertiny.compress.trust import Probe, asked, read
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.protocols import Engine, Format
-from supertiny.core.records import Answer, Example
+from supertiny.core.records import Answer, Example, Request
 from supertiny.core.scoring import exact, is_exact, wilson_interval
 from supertiny.core.task import Task
 from supertiny.formats._answerer import ModelAnswerer
@@ -44,15 +46,31 @@ class Room:
 
     def examine(self, engine: Engine) -> Paper:
         """Answers of all rows, without a grammar: it would hide where two models differ."""
-        answerer = ModelAnswerer("", engine, self.form, self.task.tools, self.max_tokens, constrained=False)
         requests = [row.request for row in self.valid]
-        answers = tuple(answerer.answer(requests))
-        single = [answerer.answer([request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
-        gold = [row.answer.calls if row.answer else () for row in self.valid]
-        hits = sum(is_exact(a, g, self.task.tool_map) for a, g in zip(answers, gold, strict=True))
-        low, high = wilson_interval(hits, len(gold))
-        figures = {"exact": hits / max(1, len(gold)), "low": low, "high": high, "n": len(gold)}
+        answers = tuple(self.answers(engine, requests))
+        single = [self.answers(engine, [request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
+        hits = int(sum(self.hits(answers)))
+        low, high = wilson_interval(hits, len(requests))
+        figures = {"exact": hits / max(1, len(requests)), "low": low, "high": high, "n": len(requests)}
         return Paper(answers, {**figures, "p50_seconds": statistics.median(single) if single else None})
+
+    def answers(self, engine: Engine, requests: Sequence[Request]) -> list[Answer]:
+        """What the model writes freely, one answer per request, in order."""
+        answerer = ModelAnswerer("", engine, self.form, self.task.tools, self.max_tokens, constrained=False)
+        return answerer.answer(requests)
+
+    def hits(self, answers: Sequence[Answer]) -> tuple[float, ...]:
+        """1 for each row of valid that is answered exactly, else 0."""
+        gold = [row.answer.calls if row.answer else () for row in self.valid]
+        return tuple(float(is_exact(a, g, self.task.tool_map)) for a, g in zip(answers, gold, strict=True))
+
+    def sit(self, engine: Engine, paper: Paper, probes: Mapping[str, Sequence[Probe]]) -> Sitting:
+        """What the gate compares: the paper's rows, how sure the model was of them, and the trust meters."""
+        sure = [answer.confidence for answer in paper.answers]
+        known = [value for value in sure if value is not None]
+        requests = asked(probes)
+        meters = read(probes, self.answers(engine, requests)) if requests else {}
+        return Sitting(self.hits(paper.answers), tuple(known) if len(known) == len(sure) else None, meters)
 
     def open(self, block: Any, model: Path) -> Engine:
         """The engine of a recipe's block on a model file or folder."""

@@ -1,9 +1,7 @@
-"""student -> artifact: the recipe's steps in order, each measured; a parity gate at the end."""
+"""student -> artifact: the recipe's steps in order, each measured; a gate of parity and one of promotion at the end."""
 
 from __future__ import annotations
 
-import math
-import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +9,15 @@ from typing import Any
 
 import torch
 
+from supertiny.compress.changing import change_by
 from supertiny.compress.examining import Paper, Room
+from supertiny.compress.exporters.compressed_tensors import CompressedTensors
 from supertiny.compress.exporters.gguf import Gguf
-from supertiny.compress.reshapers._tokenizer import cut_rows, places_in
+from supertiny.compress.gate import Sitting
+from supertiny.compress.recovery import Recovery, trained_through
 from supertiny.compress.settings import Settings
+from supertiny.compress.steps import Step, name_of, steps_of, title_of
+from supertiny.compress.trust import probes
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, write_json
@@ -22,173 +25,204 @@ from supertiny.core.methods import build
 from supertiny.core.records import Answer, Call, Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
-from supertiny.training.grid import on_grid, settle
-from supertiny.training.lessons import Lesson, collate, encode_lessons
 from supertiny.training.pupil import Precision, Pupil
 
 _SHOWN_ROWS = 10
+_FLOAT32 = {"method": "torch", "precision": "float32"}
 
 
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
-    """Makes `student/`, `artifact/` and `steps.json`; gives the artifact's type, bytes and agreement."""
+    """Makes `student/`, `artifact/` and `steps.json`; gives the artifact's type, bytes, agreement and promotion.
+
+    An artifact that the gate does not promote gives way to a larger type, and where none is promoted to the student of
+    the stage before, unshortened, as q8_0; steps.json and the progress say so.
+    """
     return _Work(settings, run, folder).do()
+
+
+def explore(settings: Settings, run: Run, folder: Path, known: Path) -> dict[str, Any]:
+    """The same for a search: the artifact is the one that was asked for, whatever the gates say; no student stays.
+
+    What the student of the stage before answers stands in the file `known`, or is written there. Gives the last record
+    of steps.json.
+    """
+    return _Work(settings, run, folder, known).do()
 
 
 class _Work:
     """One run of the stage. A step that was finished before a kill is read back, not done again."""
 
-    def __init__(self, settings: Settings, run: Run, folder: Path) -> None:
+    def __init__(self, settings: Settings, run: Run, folder: Path, known: Path | None = None) -> None:
         self.settings = settings
         self.run = run
         self.folder = folder
+        self.known = known
+        self.exploring = known is not None
+        self.steps = steps_of(settings.steps)
         self.original = Student.open(run.folder / "transfer" / "student")
         self.form = build("formats", self.original.format, "transfer.format")
         self.room = Room(run.task, self.form, settings.max_tokens, settings.valid_rows)
+        self.probes = probes(run.task, self.room.valid, settings.gate.trust_rows, run.seed)
         self.examples = [Example.from_json(row) for row in read_rows(run.folder / "prototype" / "train.jsonl")]
 
     def do(self) -> dict[str, Any]:
         student = self.original.folder
         records = [self._measured("student", student, {})]
         *shaping, last = self.settings.steps
+        finished = [n for n in range(len(shaping)) if (self._place(n) / "supertiny.json").exists()]
         for number, block in enumerate(shaping):
-            place = self.folder / f".step-{number}"
-            if not (place / "supertiny.json").exists():
-                self._reshape(number, block, student, place)
+            place = self._place(number)
+            if number > max(finished, default=-1):
+                self._shape(number, student, place)
+            records.append(self._measured(title_of(block), place, {"method": name_of(block)}))
+            if number:
+                shutil.rmtree(student, ignore_errors=True)  # measured, and the step after it stands
             student = place
-            records.append(self._measured(_title(block), student, {"method": _name(block)}))
-        export = self._export(last, student)
-        records.append({**export, "name": _title(last), "method": _name(last)})
+        export, student = self._export(last, student)
+        records.append({"name": title_of(last), "method": name_of(last), **export})
         self._settle(student)
         write_json(self.folder / "steps.json", records)
+        if self.exploring:
+            return records[-1]
         names = ("type", "bytes", "parameters", "exact", "agreement")
-        return {"steps": len(records) - 1, "source": self.original.base, **{name: export[name] for name in names}}
+        known = {**{name: export[name] for name in names}, "promoted": export["gate"]["promoted"]}
+        return {"steps": len(records) - 1, "source": self.original.base, **known, "fell_back": export["fell_back"]}
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f".step-{number}"
 
     def _settle(self, student: Path) -> None:
         place = self.folder / "student"
         beside = self.folder / ".student"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(student, beside, ignore=shutil.ignore_patterns("training.json"))
-        beside.rename(place)
+        if not self.exploring:
+            shutil.copytree(student, beside, ignore=shutil.ignore_patterns("training.json"))
+            beside.rename(place)
         for left in (*self.folder.glob(".step-*"), *self.folder.glob(".measured-*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    def _reshape(self, number: int, block: Any, before: Path, place: Path) -> None:
-        """Reshapes, and where that shrank the student teaches it again; writes a whole folder or none."""
-        pupil = self._reshaped(number, block, before, "auto")
-        if pupil.parameters < Student.open(before).parameters:
-            self._recover(number, _title(block), pupil)
-            settle(pupil.model.float(), self._grid())
-        else:  # what it computes shall stay as it is, and points of a grid have more digits than bfloat16 keeps
-            pupil = self._reshaped(number, block, before, "float32")
+    def _shape(self, number: int, before: Path, place: Path) -> None:
+        """Does a step, and where it took something from the student teaches that again; a whole folder or none."""
+        step, checkpoint = self.steps[number], self.folder / f".recovery-{number}.safetensors"
+        recovery = Recovery(self.settings, self.run, self.form, self.original.folder, self.examples, checkpoint)
+        # What is not taught again stays as it is, and points of a grid have more digits than bfloat16 keeps.
+        precision: Precision = "auto" if self._recovers(step) and step.family != "quantizers" else "float32"
+        pupil = self._changed(number, before, precision, recovery)
+        shrunk = step.family != "reshapers" or pupil.parameters < Student.open(before).parameters
+        if self._recovers(step) and shrunk:
+            pruned = any(done.family == "pruners" for done in self.steps[: number + 1])
+            recovery.teach(title_of(self.settings.steps[number]), pupil, step, self._grid(), pruned)
+        elif precision != "float32":
+            pupil = self._changed(number, before, "float32", recovery)
         beside = self.folder / f".step-{number}.new"
         shutil.rmtree(beside, ignore_errors=True)
         pupil.save(beside, torch.float32)
         Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
         beside.rename(place)
 
-    def _reshaped(self, number: int, block: Any, before: Path, precision: Precision) -> Pupil:
-        pupil = Pupil.open(before, precision)
-        reshaper = build("reshapers", block, f"compress.steps.{number}")
-        words = "tokenizer" in getattr(reshaper, "needs", ())  # then every row counts: any may have a word of its own
+    def _recovers(self, step: Step) -> bool:
+        """Whether something is taught after the step, if it shrinks the student.
+
+        A quantizer without a training of its own has fitted weights to a grid, which training would leave; a trimmed
+        vocabulary takes nothing from what the remaining tokens mean.
+        """
+        if self.settings.recovery is None:
+            return False
+        return step.trains or step.family == "pruners" or (step.family == "reshapers" and "tokenizer" not in step.needs)
+
+    def _changed(self, number: int, before: Path, precision: Precision, recovery: Recovery) -> Pupil:
+        """The student before with the step done, not taught yet."""
+        step, pupil = self.steps[number], Pupil.open(before, precision)
+        words = "tokenizer" in step.needs  # then every row counts: any may have a word of its own
         rows = None if words else self.settings.calibration_rows
-        calibration = self._batches(self._lessons(pupil, rows), pupil)
+        calibration = recovery.batches(recovery.lessons(pupil, rows), pupil)
         pupil.model.eval()
         if words:
-            pupil.model, pupil.tokenizer = reshaper.reshape(pupil.model, calibration, tokenizer=pupil.tokenizer)
-        else:
-            pupil.model = reshaper.reshape(pupil.model, calibration)
+            pupil.model, pupil.tokenizer = step.method.reshape(pupil.model, calibration, tokenizer=pupil.tokenizer)
+        elif step.family == "reshapers":
+            pupil.model = step.method.reshape(pupil.model, calibration)
+        elif not step.trains or (step.family == "pruners" and not self._recovers(step)):
+            pruned = any(done.family == "pruners" for done in self.steps[:number])
+            title = title_of(self.settings.steps[number])
+            with self.run.progress.task(title, pupil.model.config.num_hidden_layers, "blocks") as tick:
+                told = [0]
+
+                def advance(done: int, of: int) -> None:
+                    tick((done - told[0]) * pupil.model.config.num_hidden_layers / of)
+                    told[0] = done
+
+                change_by(step, pupil.model, calibration, self.run.seed, pruned, advance)
+        elif not self._recovers(step):
+            with trained_through(step, pupil.model, self.run.seed):
+                pass  # what the method begins with is what it leaves
         return pupil
 
-    def _recover(self, number: int, title: str, pupil: Pupil) -> None:
-        learner = build("learners", self.settings.recovery, "compress.recovery")
-        lessons = self._lessons(pupil, self.settings.recovery_rows)
-        needs = {word for need in getattr(learner, "needs", ()) for word in need.split("|")}
-        teacher = {"teacher": self._teacher(pupil)} if "live_teacher" in needs else {}
-        total = math.ceil(len(lessons) / learner.rows) * learner.passes
-        checkpoint = self.folder / f".recovery-{number}.safetensors"
-        with self.run.progress.task(f"recovering after {title}", total, "steps") as tick:
-            done = 0
-            with on_grid(pupil.model, self._grid()):
-                for step in learner.fit(pupil, lessons, self.run.seed, checkpoint, 25, **teacher):
-                    tick(step.step - done)
-                    done = step.step
-        checkpoint.unlink(missing_ok=True)
-
-    def _teacher(self, pupil: Pupil) -> Pupil:
-        """The student before the first step; where a step trimmed the vocabulary, with the same tokens left."""
-        teacher = Pupil.open(self.original.folder)
-        if len(teacher.tokenizer) != len(pupil.tokenizer):
-            teacher.model = cut_rows(teacher.model, places_in(teacher.tokenizer, pupil.tokenizer))
-            teacher.tokenizer = pupil.tokenizer
-        return teacher
-
     def _grid(self) -> str:
-        """The exported type whose rounding the recovery trains with; "" where it shall not."""
-        last = self.settings.steps[-1]
-        type = last.get("type", Gguf().type) if isinstance(last, dict) else Gguf().type
-        return str(type) if self.settings.quantization_aware else ""
+        """The exported type whose rounding the recovery trains with; "" where it shall not.
 
-    def _lessons(self, pupil: Pupil, rows: int | None) -> list[Lesson]:
-        examples = list(self.examples)
-        random.Random(self.run.seed).shuffle(examples)
-        tools, longest = self.run.task.tools, self.settings.longest_tokens
-        setting, note = "compress.longest_tokens", self.run.progress.note
-        return encode_lessons(examples[:rows], self.form, tools, pupil.tokenizer, longest, setting, note)
-
-    def _batches(self, lessons: Sequence[Lesson], pupil: Pupil) -> list[Any]:
-        pad = pupil.tokenizer.pad_token_id
-        pad = int(pupil.tokenizer.eos_token_id if pad is None else pad)
-        ordered = sorted(lessons, key=lambda lesson: len(lesson.ids))
-        return [collate(ordered[start : start + 32], pad) for start in range(0, len(ordered), 32)]
+        A quantizer fits to a grid of its own, and single types of matrices are not the one that is trained with.
+        """
+        last = self.steps[-1].method
+        if not self.settings.quantization_aware or any(step.family == "quantizers" for step in self.steps):
+            return ""
+        if isinstance(last, Gguf):
+            return "" if last.types else last.type
+        # The same grid under another name.
+        return "q4_0" if isinstance(last, CompressedTensors) and (last.type, last.group) == ("int4", 32) else ""
 
     def _measured(self, title: str, student: Path, more: dict[str, Any]) -> dict[str, Any]:
         """A student on the artifact's engine, as f16: so that every step is measured by the same means."""
-        known = self.folder / f".measured-{student.name.strip('.')}.json"
+        known = self._paper_of(student)
         if not known.exists():
             work = self.folder / ".measured"
             Gguf("f16").export(student, work)
             engine = self.room.open(self.settings.engine, work / "model.gguf")
             paper = self.room.examine(engine)
+            found = {"sitting": self.room.sit(engine, paper, self.probes).to_json()} if title == "student" else {}
             engine.close()
             shutil.rmtree(work)
             card = Student.open(student)
             said = [[call.to_json() for call in answer.calls] for answer in paper.answers]
-            write_json(known, {"parameters": card.parameters, "bytes": card.bytes, **paper.figures, "said": said})
+            sizes = {"parameters": card.parameters, "bytes": card.bytes}
+            write_json(known, {**sizes, **paper.figures, "said": said, **found})
         record = {"name": title, **more, **read_json(known)}
+        record.pop("sitting", None)
         record["same_as_student"] = self._same_as_student(_answers(record.pop("said")))
         self._note(record)
         return record
 
+    def _paper_of(self, student: Path) -> Path:
+        if self.known is not None and student == self.original.folder:
+            return self.known
+        return self.folder / f".measured-{student.name.strip('.')}.json"
+
     def _same_as_student(self, answers: Sequence[Answer]) -> float:
         """Share of rows that are answered as the student of the stage before answers them, on the same engine."""
-        known = read_json(self.folder / f".measured-{self.original.folder.name}.json")
+        known = read_json(self._paper_of(self.original.folder))
         return 1 - len(self.room.differing(_answers(known["said"]), answers)) / max(1, len(answers))
 
-    def _export(self, block: Any, student: Path) -> dict[str, Any]:
-        """The first type that holds parity. Raises UserError with the rows that differ where none does."""
-        reference = self.room.open({"method": "torch", "precision": "float32"}, student)
-        expected = self.room.examine(reference)
-        tokenizer = Pupil.open(student).tokenizer
-        reference.close()
-        exporter = build("exporters", block, f"compress.steps.{len(self.settings.steps) - 1}")
+    def _export(self, block: Any, student: Path) -> tuple[dict[str, Any], Path]:
+        """The first type that holds parity and is promoted, and the student that it was made from.
+
+        Raises UserError with the rows that differ where no type holds parity.
+        """
+        expected = self._answered(student)
+        exporter = self.steps[-1].method
         tried: dict[str, float] = {}
+        refused: list[dict[str, Any]] = []
         differing: list[str] = []
-        for candidate in (exporter, *getattr(exporter, "larger", list)()):
-            place = self.folder / "artifact"
-            told = candidate.export(student, place)
-            artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
-            paper = self._gated(artifact, tokenizer, getattr(exporter, "restore", None))
-            differing = self.room.differing(expected.answers, paper.answers)
-            agreement = 1 - len(differing) / max(1, paper.figures["n"])
-            tried[told["type"]] = agreement
-            record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters}
-            record |= {**paper.figures, "agreement": agreement, "student_exact": expected.figures["exact"]}
-            record["same_as_student"] = self._same_as_student(paper.answers)
-            self._note({"name": f"artifact {artifact.type}", **record})
-            if agreement >= self.settings.parity:
-                artifact.save_card()
-                return {**record, "tried": tried, "differing_rows": differing}
+        larger: Sequence[Any] = () if self.exploring else getattr(exporter, "larger", tuple)()
+        for candidate in (exporter, *larger):
+            record, differing = self._tried(candidate, student, expected)
+            tried[record["type"]] = record["agreement"]
+            holds = record["agreement"] >= self.settings.parity
+            if self.exploring or (holds and record["gate"]["promoted"]):
+                return self._kept(record, student, tried, refused, differing), student
+            if holds:
+                refused.append({"type": record["type"], "broke": record["gate"]["broke"]})
+        if refused:
+            return self._fallen_back(tried, refused), self.original.folder
         shares = ", ".join(f"{name} {share:.3f}" for name, share in tried.items())
         shown = ", ".join(differing[:_SHOWN_ROWS]) + (" ..." if len(differing) > _SHOWN_ROWS else "")
         asked = self.settings.parity
@@ -197,16 +231,72 @@ class _Work:
             "train the student longer, or lower compress.parity if these rows do not matter",
         )
 
-    def _gated(self, artifact: Artifact, tokenizer: Any, restore: Any = None) -> Paper:
+    def _answered(self, student: Path) -> Paper:
+        """What an export is expected to answer: as the weights themselves do, and as their f16 where that must do."""
+        if self.exploring or (student == self.original.folder and len(self.steps) > 1):
+            known = read_json(self._paper_of(student))
+            return Paper(tuple(_answers(known["said"])), {"exact": known["exact"]})
+        reference = self.room.open(_FLOAT32, student)
+        paper = self.room.examine(reference)
+        reference.close()
+        return paper
+
+    def _fallen_back(self, tried: dict[str, float], refused: list[dict[str, Any]]) -> dict[str, Any]:
+        """The student of the stage before, as q8_0, and as f16 where even that is not promoted."""
+        self.run.progress.note("  nothing compressed so is promoted: the student itself takes its place, as q8_0")
+        expected, record = self._answered(self.original.folder), dict[str, Any]()
+        for candidate in (Gguf("q8_0"), Gguf("f16")):
+            record, differing = self._tried(candidate, self.original.folder, expected)
+            if record["gate"]["promoted"]:
+                break
+        return self._kept(record, self.original.folder, tried, refused, differing)
+
+    def _kept(
+        self,
+        record: dict[str, Any],
+        student: Path,
+        tried: dict[str, float],
+        refused: list[dict[str, Any]],
+        differing: list[str],
+    ) -> dict[str, Any]:
+        """The record of the artifact that stays, whose card is written."""
+        source = self.original
+        Artifact.of(
+            self.folder / "artifact", source.format, record["type"], record["parameters"], source.base
+        ).save_card()
+        told = {"tried": tried, "refused": refused, "differing_rows": differing}
+        return {**record, **told, "fell_back": student == source.folder and bool(refused)}
+
+    def _tried(self, exporter: Any, student: Path, expected: Paper) -> tuple[dict[str, Any], list[str]]:
+        """What an export of the student answers, and the rows on which that is not what is expected."""
+        place = self.folder / "artifact"
+        shutil.rmtree(place, ignore_errors=True)
+        told = exporter.export(student, place)
+        artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
+        paper, sitting = self._gated(artifact, Pupil.open(student).tokenizer, getattr(exporter, "restore", None))
+        differing = self.room.differing(expected.answers, paper.answers)
+        record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters, **paper.figures}
+        record["agreement"] = 1 - len(differing) / max(1, paper.figures["n"])
+        record["student_exact"] = expected.figures["exact"]
+        record["same_as_student"] = self._same_as_student(paper.answers)
+        student_sat = Sitting.from_json(read_json(self._paper_of(self.original.folder))["sitting"])
+        record["gate"] = self.settings.gate.judge(student_sat, sitting, self.run.seed)
+        self._note({"name": f"artifact {artifact.type}", **record})
+        for broken in record["gate"]["broke"]:
+            self.run.progress.note(f"    not promoted: {broken}")
+        return record, differing
+
+    def _gated(self, artifact: Artifact, tokenizer: Any, restore: Any = None) -> tuple[Paper, Sitting]:
         """What the artifact answers; one that no engine here opens is read back into plain weights first."""
         plain = self.folder / ".restored"
         if restore is None:
             engine = self.room.open(self.settings.engine, artifact.model)
         else:
-            engine = self.room.open({"method": "torch", "precision": "float32"}, restore(artifact.folder, plain))
+            engine = self.room.open(_FLOAT32, restore(artifact.folder, plain))
         try:
             self.room.check_prompts(engine, tokenizer)
-            return self.room.examine(engine)
+            paper = self.room.examine(engine)
+            return paper, self.room.sit(engine, paper, self.probes)
         finally:
             engine.close()
             shutil.rmtree(plain, ignore_errors=True)
@@ -222,14 +312,3 @@ class _Work:
 
 def _answers(said: Sequence[Any]) -> list[Answer]:
     return [Answer(tuple(Call.from_json(call) for call in calls)) for calls in said]
-
-
-def _name(block: Any) -> str:
-    return block if isinstance(block, str) else str(block["method"])
-
-
-def _title(block: Any) -> str:
-    if isinstance(block, str):
-        return block
-    settings = ", ".join(f"{key} {value}" for key, value in block.items() if key != "method")
-    return f"{block['method']} ({settings})" if settings else str(block["method"])

@@ -77,6 +77,8 @@ def step_of(block: Any, place: str) -> Step:
     method = None
     with gathered(errors):
         method = build(family, rest, place)
+    if skip and hasattr(method, "attach"):
+        errors.append(UserError(f"{spot}: it is trained in all matrices and can skip none", "leave `skip` out"))
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return Step(family, method, sparsity, skip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from supertiny.report import numbers
+from supertiny.report import front, numbers
 from supertiny.report.verdict import sureness, title_of
 
 COLUMNS = ("", "exact", "95 %", "n", "argument F1", "p50", "p95", "tokens in", "tokens out", "size", "$ per 1,000")
@@ -50,6 +50,12 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["## What each learner bought, on valid", ""]
         learned = ("", "lessons", "exact before", "exact after", "95 %", "bought", "tokens", "time")
         lines += [*_table(learned, [_learner(row) for row in report["learners"]]), ""]
+    search = report.get("compress_search")
+    if search:
+        lines += ["## The front of smaller models, on valid", "", _plain(front.sentence(search)), ""]
+        head = ("", "exact", "95 %", "size", "p50", "parameters", "")
+        keys = ("name", "exact", "interval", "bytes", "p50", "parameters", "said")
+        lines += [*_table(head, [[point[key] for key in keys] for point in front.lines(search)]), ""]
     saving = report["prompt_saving"]
     if saving:
         told, learned = numbers.count(saving["pipeline_tokens_in"]), numbers.count(saving["learned_tokens_in"])

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from supertiny.report import charts, numbers
+from supertiny.report import charts, front, numbers
 from supertiny.report.verdict import NOTES, sureness, title_of
 
 _FOLDER = Path(__file__).parent
@@ -51,6 +51,9 @@ def page(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], page_rows
         functions=_functions(entries),
         token_share=_token_shares(entries),
         steps=[_step(step) for step in report["compress_steps"]],
+        gate=_gate(report["compress_steps"]),
+        points=front.lines(report.get("compress_search")),
+        found=front.sentence(report["compress_search"]) if report.get("compress_search") else "",
         drawings=_drawings(report),
         wrong_count=len(wrong),
         row_count=len(rows),
@@ -100,6 +103,7 @@ def _drawings(report: Mapping[str, Any]) -> dict[str, Markup]:
             _step_points(report["compress_steps"]), "Exact calls on valid after each compression step"
         ),
         "break_even": Markup(""),
+        **front.drawings(report.get("compress_search")),
     }
     even = report["break_even"]
     if even:
@@ -166,6 +170,29 @@ def _step(step: Mapping[str, Any]) -> dict[str, str]:
         "same": numbers.percent(step.get("same_as_student")),
         "parity": numbers.percent(step.get("agreement")),
         "p50": numbers.duration(step.get("p50_seconds")),
+    }
+
+
+def _gate(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the promotion gate measured of the artifact, and what it refused; empty where there was no gate."""
+    last = steps[-1] if steps else {}
+    gate = last.get("gate") or {}
+    rows = [{"name": "exact calls", **gate["exact"]}] if gate.get("exact") else []
+    return {
+        "rows": [
+            {
+                "name": row["name"].replace("_", " "),
+                "student": numbers.percent(row["student"]),
+                "artifact": numbers.percent(row["artifact"]),
+                "change": numbers.points(row["mean"]),
+                "interval": f"{numbers.points(row['low'])} to {numbers.points(row['high'])}",
+                "n": row["n"],
+                "held": "held" if row["ok"] else "broke",
+            }
+            for row in (*rows, *gate.get("trust", ()))
+        ],
+        "refused": [f"{other['type']}: {'; '.join(other['broke'])}" for other in last.get("refused") or ()],
+        "fell_back": bool(last.get("fell_back")),
     }
 
 

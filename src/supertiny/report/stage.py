@@ -17,6 +17,7 @@ from supertiny.core.protocols import Answerer
 from supertiny.core.records import Example
 from supertiny.report.costs import break_even, differences, project_costs, prompt_saving, step_prices
 from supertiny.report.floor import TfidfFloor
+from supertiny.report.front import search_of
 from supertiny.report.markdown import markdown
 from supertiny.report.meters import Measurement, figures, function_of, gold_of, measure
 from supertiny.report.page import page
@@ -87,6 +88,7 @@ def build_report(
         "step_prices": step_prices(stages.get("prototype", {}).get("summary", {}), price),
         "learners": _learners(stages.get("transfer", {}).get("summary", {})),
         "compress_steps": _compress_steps(run.folder),
+        "compress_search": search_of(run.folder),
         "task": _about_task(run, examples),
         "seed": run.seed,
         "settings": run.recipe.text,

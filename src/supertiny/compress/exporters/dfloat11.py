@@ -12,9 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from supertiny.compress.exporters._float_parts import join, parts_of
 from supertiny.compress.exporters._student_files import copy_beside, json_in, read_safetensors, tensors_of
@@ -29,7 +30,7 @@ _MARK = "dfloat11"
 class Dfloat11:
     """Every tensor has a code of its own, so that single ones can be read; small ones are stored as they are."""
 
-    smallest: int = 4096
+    smallest: Annotated[int, Field(ge=0)] = 4096
     """Tensors of fewer weights are stored plainly."""
 
     def export(self, student: Path, folder: Path) -> Mapping[str, Any]:

@@ -1,0 +1,134 @@
+"""The search on a tiny student: points that can be served, a front, a budget that is kept or told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertiny.compress import search as searching
+from supertiny.compress.budget import Budget
+from supertiny.compress.plans import Plan
+from supertiny.compress.search import FOLDER, point_folders, search
+from supertiny.core.artifact import Artifact
+from supertiny.core.errors import UserError
+from supertiny.core.files import read_json, write_json
+from supertiny.core.run import Run
+from supertiny.core.student import Student
+from tests.small_run import Gate, settings
+
+
+def searched(run: Run, budget: str = "", count: int = 2, **more: Any) -> dict[str, Any]:
+    return search(settings(), run, Budget.read(budget) if budget else Budget(), count, **more)
+
+
+def test_each_point_is_an_artifact_and_the_best_within_the_budget_is_chosen(run: Run, gate: Gate) -> None:
+    whole = Student.open(run.folder / "transfer" / "student")
+    outcome = searched(run, "bytes<=1MB, p50<=1s, drop<=1pt", 3)
+    assert read_json(run.folder / FOLDER / "search.json") == outcome
+    points = {point["name"]: point for point in outcome["points"]}
+    assert {"q8_0", "q4_0"} < set(points)
+    assert 3 <= len(points) <= 5
+    places = point_folders(run.folder / FOLDER, outcome)
+    for name, place in places.items():
+        artifact = Artifact.open(place / "compress" / "artifact")
+        assert (artifact.bytes, artifact.type) == (points[name]["bytes"], points[name]["type"])
+        assert sorted(path.name for path in (place / "compress").iterdir()) == ["artifact", "steps.json"]
+        assert points[name]["meets"]
+        assert points[name]["drop"] == 0
+    assert min(point["parameters"] for point in points.values()) < whole.parameters
+    # All are as exact in this fake: the smallest is the best.
+    assert points[outcome["chosen"]]["bytes"] == min(point["bytes"] for point in points.values())
+    assert outcome["nearest"] is None
+    assert any(point["on_front"] for point in points.values())
+    assert whole.parameters == outcome["student"]["parameters"]
+
+
+def test_what_was_measured_is_not_measured_again(run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = searched(run, "bytes<=1MB")
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was done before")
+
+    monkeypatch.setattr(searching, "explore", never)
+    monkeypatch.setattr(searching.Sensitivity, "measured", never)
+    again = searched(run, "bytes<=1MB")
+    assert again == first
+    other = searched(run, "bytes<=2MB", count=0)
+    assert {point["name"] for point in other["points"]} == {point["name"] for point in first["points"]}
+
+
+def test_another_student_begins_anew(run: Run, gate: Gate) -> None:
+    searched(run, count=0)
+    write_json(run.folder / FOLDER / "key.json", "of another")
+    stale = run.folder / FOLDER / "points" / "stale"
+    stale.mkdir()
+    searched(run, count=0)
+    assert not stale.exists()
+
+
+def test_a_budget_that_no_plan_keeps_is_told_with_the_nearest_before_anything_is_run(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "explore", lambda *_: pytest.fail("nothing may be run"))
+    with pytest.raises(UserError, match=r"no plan keeps the budget bytes<=1kB; the nearest is \S*q4_0.*: bytes about"):
+        searched(run, "bytes<=1kB")
+
+
+def test_a_latency_that_no_plan_is_expected_to_keep_is_told(run: Run, gate: Gate) -> None:
+    with pytest.raises(UserError, match=r"p50<=1ms; the nearest is .*p50 about \d"):
+        searched(run, "p50<=1ms")
+
+
+def test_a_point_that_keeps_the_budget_but_broke_something_is_not_chosen(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from supertiny.compress.examining import Room
+    from supertiny.compress.gate import Sitting
+
+    seen: list[int] = []
+
+    def sit(room: Room, engine: Any, paper: Any, probes: Any) -> Sitting:
+        seen.append(1)
+        return Sitting((1.0,) * 4 if len(seen) == 1 else (0.0,) * 4)
+
+    monkeypatch.setattr(Room, "sit", sit)
+    outcome = searched(run, "bytes<=1MB", count=0)
+    assert outcome["chosen"] is None
+    assert outcome["nearest"] in {"q8_0", "q4_0"}
+    assert all(point["meets"] and not point["promoted"] for point in outcome["points"])
+
+
+def test_a_plan_that_cannot_be_had_is_told_and_the_search_goes_on(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impossible = Plan("impossible", ({"method": "drop_blocks", "blocks": 9}, "gguf"), 0.0, 10, 10.0, "q4_0", 10)
+    monkeypatch.setattr(searching, "plans", lambda shape, found: [impossible])
+    outcome = searched(run)
+    (failed,) = (point for point in outcome["points"] if "failed" in point)
+    assert "cannot drop 9 of 2 blocks" in failed["failed"]
+    assert outcome["chosen"] in {"q8_0", "q4_0"}
+    assert "impossible" not in point_folders(run.folder / FOLDER, outcome)
+
+
+def test_after_its_minutes_no_further_plan_is_begun(run: Run, gate: Gate) -> None:
+    outcome = searched(run, count=5, minutes=0.0)
+    assert {point["name"] for point in outcome["points"]} == {"q8_0", "q4_0"}
+
+
+def test_points_of_a_killed_search_are_kept(run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = searching.explore
+    calls: list[Path] = []
+
+    def killed(*arguments: Any) -> dict[str, Any]:
+        calls.append(arguments[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return done(*arguments)
+
+    monkeypatch.setattr(searching, "explore", killed)
+    with pytest.raises(KeyboardInterrupt):
+        searched(run, count=0)
+    searched(run, count=0)
+    assert [place.parent.name for place in calls] == ["q8_0", "q4_0", "q4_0"]
