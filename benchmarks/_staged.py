@@ -31,7 +31,6 @@ from supertiny.core.task import Task, load_task
 Figure = tuple[str, str, float]
 AT_ONCE = 32  # requests between two words of progress
 WARM_UP = 2  # single requests that are not timed
-_SAME = 0.03  # squared difference of two roundings of one matrix, as a share of its squares, is below this
 
 
 @contextmanager
@@ -106,41 +105,6 @@ def staged(run: Run, stage: str, settings: Any, read: str, name: str = "") -> tu
         work = importlib.import_module(f"supertiny.{stage}.stage").run
         run.do(name, key, lambda folder: work(settings, run, folder))
     return run.folder / name, key
-
-
-def tied_base(name: str, folder: Path) -> Path:
-    """The student's base as a Hugging Face folder in which embedding and output are one matrix, where they are in fact.
-
-    Some GGUF files hold the matrix of a tied model twice, rounded to two types, and are read as a model that has both:
-    630 million weights of Qwen2.5's 494. The output's rounding, which is the finer one, is kept for both.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from supertiny.engines._huggingface import huggingface_folder
-
-    base = huggingface_folder(name, "transfer.student")
-    place = folder / f"{base.name}-tied"
-    if AutoConfig.from_pretrained(base, local_files_only=True).tie_word_embeddings:
-        return base
-    if place.is_dir():
-        return place
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True)
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
-    if output is None or embedding.weight.shape != output.weight.shape:
-        return base
-    with torch.no_grad():
-        apart = float((embedding.weight.float() - output.weight.float()).square().sum())
-        if apart > _SAME * float(output.weight.float().square().sum()):
-            return base
-    embedding.weight = output.weight
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    beside = place.with_name(f".{place.name}.part")
-    model.save_pretrained(beside)
-    AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(beside)
-    beside.rename(place)
-    return place
 
 
 def as_gguf(student: Path, type: str, folder: Path) -> Path:

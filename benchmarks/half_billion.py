@@ -30,7 +30,6 @@ from benchmarks._staged import (
     settings_of,
     share_figures,
     staged,
-    tied_base,
 )
 from benchmarks._table import arguments, print_rows, publish
 from supertiny.core.artifact import Artifact
@@ -153,8 +152,7 @@ def recipe_of(part: str, seed: int, options: argparse.Namespace) -> Recipe:
 def half(run: Run, options: argparse.Namespace) -> dict[str, Seen]:
     """The recipe as it stands, in one artifact."""
     sections = dict(run.recipe.sections)
-    base = tied_base(str(sections["transfer"]["student"]), run.folder)
-    student, read = taught(run, {**sections["transfer"], "student": str(base)}, options)
+    student, read = taught(run, sections["transfer"], options)
     settings = settings_of("compress", sections["compress"])
     made, _ = staged(run, "compress", settings, read)
     bench = bench_of(run, settings, student, options)

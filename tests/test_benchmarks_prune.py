@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import _staged, half_billion, prune_quality
 from benchmarks._shapes import FLOORS, METHODS, Shape, block_of, known_methods
-from benchmarks._staged import Bench, gold_rows, mean_by_row, opened, prepared, settings_of, share_figures, tied_base
+from benchmarks._staged import Bench, gold_rows, mean_by_row, opened, prepared, settings_of, share_figures
 from benchmarks.half_billion import Rung, Seen, demanded, figures_of, recipe_of
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, write_json
@@ -94,24 +93,6 @@ def test_rows_are_prepared_once_and_those_of_a_finished_run_take_their_place(tmp
         assert [known["id"] for known in read_rows(path)] == [row["id"]]
         with pytest.raises(UserError, match="no prototype/train.jsonl"):
             prepared(run, (), 0, tmp_path / "nowhere")
-
-
-def test_a_matrix_that_a_file_holds_twice_becomes_one(tmp_path: Path) -> None:
-    untied = write_student(tmp_path / "untied")
-    model: Any = AutoModelForCausalLM.from_pretrained(untied)
-    model.config.tie_word_embeddings = False
-    output = model.model.embed_tokens.weight.detach()
-    model.lm_head.weight = torch.nn.Parameter(output + 0.01 * output.std() * torch.randn_like(output))
-    model.save_pretrained(untied)
-    made = tied_base(str(untied), tmp_path)
-    assert made == tied_base(str(untied), tmp_path) != untied
-    tied: Any = AutoModelForCausalLM.from_pretrained(made)
-    assert distinct_weights(model) - distinct_weights(tied) == output.numel()
-    assert torch.equal(tied.get_input_embeddings().weight, model.lm_head.weight)
-    assert tied_base(str(made), tmp_path) == made
-    model.lm_head.weight.data.normal_()
-    model.save_pretrained(tmp_path / "two")
-    assert tied_base(str(tmp_path / "two"), tmp_path) == tmp_path / "two"
 
 
 def test_models_are_asked_once_and_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,13 +225,11 @@ def test_a_stopped_cell_goes_on_with_its_cut(
 
 
 def write_base(folder: Path, kind: str) -> Path:
-    """A stock folder whose tokenizer can be trimmed; the Qwen has its one matrix of words twice."""
+    """A stock folder whose tokenizer can be trimmed."""
     tokenizer = whole_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None  # formats write their own stop
     ids = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model = tiny(kind=kind, intermediate_size=128, num_hidden_layers=3, **ids)
-    if kind == "qwen2":
-        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -277,8 +256,8 @@ def test_the_stages_bring_both_students_down(tmp_path: Path, monkeypatch: pytest
     options = half_billion.parser().parse_args([*given, "--quick", "--json", str(tmp_path / "figures.json")])
     half_billion.run(options)
     figures = read_json(tmp_path / "figures.json")["figures"]
-    twice = distinct_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "qwen2" / "model"))
-    assert figures["parameters_after"] < figures["parameters_before"] == twice - 64 * len(whole_tokenizer())
+    before = distinct_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "qwen2" / "model"))
+    assert figures["parameters_after"] < figures["parameters_before"] == before
     assert figures["small_tiny_parameters_after"] < figures["small_tiny_parameters_before"]
     assert figures["artifact_bytes"] == (tmp_path / "done/half-7/compress/artifact/model.gguf").stat().st_size
     assert figures["student_exact_n"] == figures["artifact_exact_n"] == 6

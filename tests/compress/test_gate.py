@@ -31,6 +31,15 @@ def test_the_lower_end_counts_not_the_mean() -> None:
     assert Gate(margin=0.05).judge(*many, 0)["promoted"], "with more rows three points are surely less than five"
 
 
+def test_few_rows_are_asked_for_less() -> None:
+    """Of 40 rows one or two may be lost, of 8 one; half of them never."""
+    assert Gate().judge(Sitting(hits(0, 40)), Sitting(hits(1, 40)), 0)["promoted"]
+    assert Gate().judge(Sitting(hits(0, 8)), Sitting(hits(1, 8)), 0)["promoted"]
+    assert Gate().judge(Sitting(hits(0, 40)), Sitting(hits(1, 40)), 0)["margin"] == 0.125
+    assert not Gate().judge(Sitting(hits(0, 40)), Sitting(hits(5, 40)), 0)["promoted"]
+    assert not Gate().judge(Sitting(hits(0, 4)), Sitting(hits(2, 4)), 0)["promoted"]
+
+
 def test_a_better_one_is_promoted_however_different() -> None:
     assert Gate().judge(Sitting(hits(40)), Sitting(hits(10)), 0)["promoted"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from supertiny.compress.gate import Sitting
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
-from supertiny.core.files import read_json
+from supertiny.core.files import read_json, write_rows
 from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
 from supertiny.core.run import Run
@@ -254,3 +255,34 @@ def test_one_exporter_stands_at_the_end(steps: list[Any]) -> None:
 def test_a_wrong_method_is_named_with_its_place() -> None:
     with pytest.raises(UserError, match=r"steps\.0: .*'drop_block'.*'drop_blocks'"):
         validated(Settings, {"steps": ["drop_block", "gguf"]}, "compress")
+
+
+def test_what_cannot_be_compressed_is_told_and_leaves_no_artifact(run: Run, gate: Gate) -> None:
+    for steps, told in (
+        ([{"method": "rtn", "group": 48}, "gguf"], r"48"),
+        ([{"method": "wanda", "sparsity": 0.6, "pattern": "2:4"}, "gguf"], r"2:4"),
+        ([{"method": "drop_blocks", "blocks": 2}, "gguf"], r"cannot drop 2 of 2"),
+    ):
+        with pytest.raises(UserError, match=told):
+            work(run, settings(steps))
+        assert not (run.folder / ".compress" / "artifact").exists()
+        shutil.rmtree(run.folder / ".compress")
+
+
+def test_a_student_that_is_cut_off_or_strange_is_told(run: Run, gate: Gate) -> None:
+    weights = run.folder / "transfer" / "student" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="model.safetensors"):
+        work(run, settings())
+    weights.write_bytes(whole)
+    config = run.folder / "transfer" / "student" / "config.json"
+    config.write_text(config.read_text("utf-8").replace("LlamaForCausalLM", "BloomForCausalLM"), encoding="utf-8")
+    with pytest.raises(UserError, match="BloomForCausalLM.*LlamaForCausalLM"):
+        work(run, settings())
+
+
+def test_without_train_rows_nothing_can_be_calibrated(run: Run, gate: Gate) -> None:
+    write_rows(run.folder / "prototype" / "train.jsonl", [])
+    with pytest.raises(UserError, match="no example with an answer"):
+        work(run, settings())

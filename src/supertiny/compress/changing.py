@@ -94,7 +94,7 @@ def held_zeros(model: Any, hold: bool = True) -> Iterator[None]:
 class _Masked(torch.nn.Module):
     def __init__(self, mask: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask, persistent=False)
+        self.mask = torch.nn.Buffer(mask, persistent=False)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return weight * self.mask

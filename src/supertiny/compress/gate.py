@@ -13,7 +13,9 @@ from pydantic import Field
 from supertiny.core.scoring import paired_bootstrap
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Numbers = Sequence[float] | np.ndarray[Any, Any]
 _ROUNDING = 1e-9
+_LEAST_ROWS = 5  # that a model may lose, however few there are
 _BINS = 10  # of confidence; fewer where each would hold less than ten rows
 _ROUNDS = 1000
 
@@ -48,8 +50,9 @@ class Gate:
     strict as there are rows: where the two differ on 4 of 100 rows in either direction, it is 2.8 points below
     the difference with 200 rows, and 1.2 with 1000. A margin of 0.03 would therefore refuse nearly all that is smaller
     with the few hundred rows that a task has; 0.05 is the smallest that lets a model pass which is a point or two
-    worse. Trust has fewer rows still: a meter is broken where it fell by more than its margin and the whole interval
-    lies below zero.
+    worse. Below a hundred rows the margin is five rows, 0.5 at most: fewer rows cannot show more. Trust is asked less
+    sharply, being several meters of fewer rows: one is broken where it fell by more than its margin and the whole
+    interval lies below zero.
     """
 
     margin: Share = 0.05
@@ -64,7 +67,8 @@ class Gate:
         if not student.hits:
             return {"promoted": True, "broke": [], "margin": self.margin, "exact": None, "trust": []}
         exact = _compared(student.hits, candidate.hits, seed)
-        exact["ok"] = exact["low"] >= -self.margin - _ROUNDING
+        margin = max(self.margin, min(_LEAST_ROWS / len(student.hits), 0.5))
+        exact["ok"] = exact["low"] >= -margin - _ROUNDING
         exact["p"] = mcnemar(student.hits, candidate.hits)
         trust = [
             {"name": name, **self._trusted(_compared(student.meters[name], candidate.meters[name], seed))}
@@ -74,9 +78,9 @@ class Gate:
         if student.confidences and candidate.confidences:
             pair = (student.confidences, student.hits), (candidate.confidences, candidate.hits)
             trust.append({"name": "calibration", **self._trusted(_calibration(*pair, seed))})
-        broke = [] if exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * self.margin:g}"]
+        broke = [] if exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * margin:g}"]
         broke += [f"{row['name']} {_told(row)}, margin {100 * self.trust_margin:g}" for row in trust if not row["ok"]]
-        return {"promoted": not broke, "broke": broke, "margin": self.margin, "exact": exact, "trust": trust}
+        return {"promoted": not broke, "broke": broke, "margin": margin, "exact": exact, "trust": trust}
 
     def _trusted(self, row: dict[str, Any]) -> dict[str, Any]:
         """With whether it holds; all differences are candidate - student, and less is worse."""
@@ -90,10 +94,10 @@ def mcnemar(left: Sequence[float], right: Sequence[float]) -> float:
     only_right = sum(one < other for one, other in pairs)
     n = only_left + only_right
     tail = sum(math.comb(n, k) for k in range(min(only_left, only_right) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, tail / (1 << n) * 2)
 
 
-def calibration_error(confidences: Sequence[float], hits: Sequence[float]) -> float:
+def calibration_error(confidences: Numbers, hits: Numbers) -> float:
     """Mean distance of confidence and share of exact rows, over bins that hold equally many rows.
 
     Paper: Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv:1706.04599; bins of equal numbers, since a

@@ -121,7 +121,7 @@ def _tokens_left(pupil: Pupil, calibration: Sequence[Batch]) -> int | None:
         pieces = Pieces(pupil.tokenizer)
     except UserError:
         return None
-    used = {int(place) for batch in calibration for place in batch.ids[batch.mask.bool()].unique()}
+    used = {place for batch in calibration for place in batch.ids[batch.mask.bool()].tolist()}
     known = pieces.added | set(pieces.texts)
     kept = pieces.closed((pieces.bytes | pieces.added | pieces.most_frequent(EXTRA_TOKENS) | used) & known)
     return len(kept) if len(kept) < len(known) else None

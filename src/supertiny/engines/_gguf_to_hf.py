@@ -11,6 +11,7 @@ from typing import Any
 from supertiny.engines._gguf_file import checked, read_header
 
 _ARCHITECTURES = ("llama", "qwen2")
+_SAME = 0.03  # squared difference of two roundings of one matrix, as a share of its squares, is below this
 
 
 def load_gguf_student(gguf: Path, folder: Path) -> None:
@@ -26,6 +27,7 @@ def load_gguf_student(gguf: Path, folder: Path) -> None:
     with _quiet_transformers():
         tokenizer = tokenizer_of(gguf)
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        _tie_what_is_one(source)
         config = source.config
         # The reader marks the model as quantized although its weights are plain, and a marked one cannot be saved.
         del config.quantization_config
@@ -37,6 +39,21 @@ def load_gguf_student(gguf: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+
+
+def _tie_what_is_one(model: Any) -> None:
+    """Makes embedding and output one matrix where they are two roundings of one, and keeps the output's, the finer one.
+
+    A quantized file of a tied model may hold it twice, and is read as a model that has both: 630 million weights of
+    Qwen2.5's 494.
+    """
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is output.weight or embedding.weight.shape != output.weight.shape:
+        return
+    apart = float((embedding.weight - output.weight).detach().square().sum())
+    if apart <= _SAME * float(output.weight.detach().square().sum()):
+        embedding.weight = output.weight
+        model.config.tie_word_embeddings = True
 
 
 def tokenizer_of(gguf: Path) -> Any:

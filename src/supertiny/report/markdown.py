@@ -50,12 +50,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["## What each learner bought, on valid", ""]
         learned = ("", "lessons", "exact before", "exact after", "95 %", "bought", "tokens", "time")
         lines += [*_table(learned, [_learner(row) for row in report["learners"]]), ""]
-    search = report.get("compress_search")
-    if search:
-        lines += ["## The front of smaller models, on valid", "", _plain(front.sentence(search)), ""]
-        head = ("", "exact", "95 %", "size", "p50", "parameters", "")
-        keys = ("name", "exact", "interval", "bytes", "p50", "parameters", "said")
-        lines += [*_table(head, [[point[key] for key in keys] for point in front.lines(search)]), ""]
+    lines += _front(report.get("compress_search"))
     saving = report["prompt_saving"]
     if saving:
         told, learned = numbers.count(saving["pipeline_tokens_in"]), numbers.count(saving["learned_tokens_in"])
@@ -64,6 +59,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     where = f"{machine.get('processor', 'unknown processor')}, {machine.get('cores', '?')} cores"
     lines += [f"Machine: {where}. Seed {report['seed']}. Rows: [{report['rows']}]({report['rows']}).", ""]
     return "\n".join(lines)
+
+
+def _front(search: Mapping[str, Any] | None) -> list[str]:
+    if not search:
+        return []
+    head = ("", "exact", "95 %", "size", "p50", "parameters", "")
+    keys = ("name", "exact", "interval", "bytes", "p50", "parameters", "said")
+    table = _table(head, [[str(point[key]) for key in keys] for point in front.lines(search)])
+    return ["## The front of smaller models, on valid", "", _plain(front.sentence(search)), "", *table, ""]
 
 
 def _difference(row: Mapping[str, Any]) -> list[str]:
