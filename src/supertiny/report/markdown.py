@@ -46,10 +46,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["## What each step of the pipeline takes, per request of the pool", ""]
         priced = ("", "calls", "tokens in", "tokens out", "time", "$ per 1,000")
         lines += [*_table(priced, [_step(step) for step in report["step_prices"]]), ""]
-    if report["learners"]:
+    if report.get("learners"):
         lines += ["## What each learner bought, on valid", ""]
-        learned = ("", "lessons", "exact before", "exact after", "95 %", "bought", "tokens", "time")
-        lines += [*_table(learned, [_learner(row) for row in report["learners"]]), ""]
+        heading = ("", "lessons", "exact before", "exact after", "95 %", "bought", "tokens", "time")
+        lines += [*_table(heading, [_learner(row) for row in report["learners"]]), ""]
     lines += _front(report.get("compress_search"))
     saving = report["prompt_saving"]
     if saving:
