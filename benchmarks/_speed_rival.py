@@ -142,15 +142,23 @@ def reinforce(job: dict[str, Any], folder: str) -> dict[str, Any]:
     return {"seconds": watch.seconds, "lengths": lengths, "rewards": rewards}
 
 
+def peak_bytes() -> int:
+    """Most memory that this process has held; on a GPU, of the GPU's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.is_file():  # `getrusage` would count the parent's, too
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         report = {"imitate": imitate, "reinforce": reinforce}[job["kind"]](job, folder)
-    report["peak_bytes"] = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    report["peak_bytes"] = peak_bytes()
     report["versions"] = {name: metadata.version(name) for name in PACKAGES}
     Path(sys.argv[2]).write_text(json.dumps(report), encoding="utf-8")
 

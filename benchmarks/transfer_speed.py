@@ -7,9 +7,9 @@ fastest here (plain attention, no checkpointing) with its own random order, whic
 defaults (checkpointing on), which need less memory. `grpo`: reinforce and GRPOTrainer from the same taught student.
 
 Each run is a process of its own; ours and TRL's alternate, ratios are of neighbours, and their median, lowest and
-highest are told. Tokens are those of the rows, padding is not counted. The hardware's limit is the best measured rate of
-matrix products in the same run; our share of it counts only what rows without padding and answer logits need. Where the
-processor does not multiply bfloat16 itself, float32 is measured, and bfloat16 is left out: it would be emulated.
+highest are told. Tokens are those of the rows, padding is not counted. The hardware's limit is the best measured rate
+of matrix products in the same run; our share of it counts only what rows without padding and answer logits need. Where
+the processor does not multiply bfloat16 itself, float32 is measured, and bfloat16 is left out: it would be emulated.
 """
 
 from __future__ import annotations
@@ -115,9 +115,11 @@ def sft(setting: Setting, options: argparse.Namespace, found: Found) -> None:
     speeds = {name: [jobs.rate_of(report) for report in of] for name, of in reports.items()}
     peaks = {name: [report["peak_bytes"] / 1e9 for report in of] for name, of in reports.items()}
     titles = {
-        "ours": "supertiny", "trl": "TRL, plain attention, no checkpointing", "trl_same_batches": "the same, our batches",
+        "ours": "supertiny",
+        "trl": "TRL, plain attention, no checkpointing",
+        "trl_same_batches": "the same in our batches",
         "trl_default": "TRL, all defaults (checkpointing)",
-    }  # fmt: skip
+    }
     for name, title in titles.items():
         found.rows += with_spread(f"sft_{name}_tokens_per_second", f"{title}: tokens/s", speeds[name])
         found.rows += with_spread(f"sft_{name}_peak_gigabytes", f"{title}: peak memory", peaks[name])

@@ -32,7 +32,9 @@ class Plan:
     steps: tuple[Any, ...] = field(default=("fill",), metadata={"family": "steps"})
     form: Any = field(default="compact", metadata={"family": "formats"})
     either: Any = field(default=None, metadata={"family": "steps|curators"})
-    learner: Any = field(default=None, metadata={"family": "learners", "lacks": ("live_teacher",)})
+    learner: Any = field(default=None, metadata={"family": "learners", "lacks": ("live_teacher", "token_scores")})
+    scored: Any = field(default=None, metadata={"family": "learners", "lacks": lambda values: values["words"]})
+    words: tuple[str, ...] = ()
     limits: Limits = Limits()
     maybe: Limits | None = None
 
@@ -123,7 +125,12 @@ def test_a_limit_misspelt_is_not_taken_for_none(stage: str, within: str, key: st
 
 def test_a_method_that_needs_what_is_not_there_is_told() -> None:
     assert mistakes({"learner": "distil"}) == [
-        "plan.learner: needs live_teacher, which is not there (choose another method)"
+        "plan.learner: needs live_teacher or token_scores, which is not there (choose another method)"
+    ]
+    # One of the two is enough, and what is lacking may depend on the other settings.
+    assert validated(Plan, {"scored": "distil", "words": ["live_teacher"]}, "plan").scored == "distil"
+    assert mistakes({"scored": "distil_online", "words": ["live_teacher"]}) == [
+        "plan.scored: needs live_teacher, which is not there (choose another method)"
     ]
     assert validated(Plan, {"learner": "imitate"}, "plan").learner == "imitate"
 

@@ -30,10 +30,11 @@ OWN: dict[str, dict[str, Any]] = {
     "reject": {"samples": 2},
 }
 LONG: dict[str, dict[str, Any]] = {
+    "zeroth_order": {"directions": 8, "learning_rate": 2e-2, "clip": 10.0},
     "reinforce": {"samples": 32, "learning_rate": 1e-2},
     "hybrid": {"samples": 32, "learning_rate": 1e-2, "policy_share_first": 1.0, "policy_share_last": 1.0},
 }
-FALL: dict[str, float] = {}
+FALL: dict[str, float] = {"zeroth_order": 0.85}  # it sees one direction in a million
 
 
 @pytest.fixture(scope="module")

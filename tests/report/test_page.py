@@ -100,6 +100,8 @@ def test_it_says_what_the_report_says(made: tuple[dict[str, Any], Any, str]) -> 
         assert numbers.interval(entry["exact_low"], entry["exact_high"]) in text
     assert f"{numbers.count(report['break_even']['requests'])} requests to break even" in text
     assert "pipeline on test measuring, not in the sum" in text
+    assert "imitate 700 – 60.0 % 53.0–66.0 – 90,000 5.0 min" in text
+    assert "reinforce 700 60.0 % 64.0 % 57.0–70.0 +4.0 50,000 3.3 min" in text
     assert "prefers-color-scheme: dark" in html
 
 

@@ -47,6 +47,12 @@ def report_of(*entries: dict[str, Any], task: str = "t") -> dict[str, Any]:
         "hashes": {"task": task},
         "task": {"name": "home"},
         "costs": {"dollars_per_hour": 0.1, "items": [], "one_off_dollars": 0.08, "one_off_seconds": 100.0},
+        "learners": [
+            {"student": "labelled_only", "learner": "imitate", "lessons": 200, "before": None, "valid_exact": 0.4}
+            | {"low": 0.33, "high": 0.47, "n": 200, "seconds": 30.0, "tokens": 9_000},
+            {"student": "student", "learner": "reinforce", "lessons": 700, "before": 0.6, "valid_exact": 0.64}
+            | {"low": 0.57, "high": 0.7, "n": 200, "seconds": 200.0, "tokens": 50_000},
+        ],
         "step_prices": [
             {"name": "fill", "calls": 1.0, "tokens_in": 900.0, "tokens_out": 40.0, "seconds": 0.5, "dollars": 0.002}
         ],
@@ -140,4 +146,6 @@ def test_markdown_has_the_main_table_and_the_money() -> None:
     )
     assert "earned back after 2,400 requests" in text
     assert "| fill | 1.00 | 900 | 40 | 500 ms | $2.00 |" in text
+    assert "| reinforce | 700 | 60.0 % | 64.0 % | 57.0–70.0 | +4.0 | 50,000 | 3.3 min |" in text
+    assert "| imitate (Student, labels only) | 200 | – | 40.0 % |" in text
     assert "| Artifact − Teacher pipeline | 0.0 | −1.2 to +3.1 | no clear difference |" in text

@@ -124,7 +124,6 @@ def test_an_engines_scores_are_asked_for_once(
 
 
 def test_an_adapter_learns_and_is_merged_into_a_stock_student(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
     taught(tmp_path, settings(base, adapter={"method": "lora", "rank": 4}))

@@ -163,7 +163,10 @@ class Adapter(Protocol):
 
 
 class Reshaper(Protocol):
-    """A Hugging Face model and training.lessons.Batch to look at in, a smaller model out, still stock."""
+    """A Hugging Face model and training.lessons.Batch to look at in, a smaller model out, still stock.
+
+    One whose `needs` has "tokenizer" gets it as a keyword and gives (model, tokenizer).
+    """
 
     def reshape(self, model: Any, calibration: Sequence[Any]) -> Any: ...
 
