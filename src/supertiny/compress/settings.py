@@ -39,7 +39,7 @@ class Settings:
     """
     recovery: Any = field(
         default_factory=lambda: {"method": "distil", "learning_rate": 2e-4, "passes": 2},
-        metadata={"family": "learners", "lacks": ("token_scores",)},
+        metadata={"family": "learners", "lacks": ("token_scores", "practice")},
     )
     """Learner that runs after each step that shrinks the student; its teacher is the student before the first step.
 
