@@ -54,8 +54,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        tensors = (tensor.to(device) for tensor in (self.ids, self.mask, self.wanted, self.targets))
-        return Batch(*tensors, rows=self.rows)
+        ids, mask, wanted, targets = (part.to(device) for part in (self.ids, self.mask, self.wanted, self.targets))
+        return Batch(ids, mask, wanted, targets, self.rows)
 
     @property
     def row_of_position(self) -> torch.Tensor:
