@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from supertiny.training.sparing import head_loss, spared
+from supertiny.training.sparing import Layout, head_loss, hidden_states, spared
 from tests.tiny_student import open_pupil, write_student
 
 SHAPE = {
@@ -108,6 +108,49 @@ def test_bfloat16_gradients_are_as_near_to_exact_ones_as_the_stock_ones() -> Non
         for which, found in {"stock": stock, "ours": ours}.items()
     }
     assert far["ours"] < 1.1 * far["stock"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", STOCK)
+def test_padding_and_shared_beginnings_are_not_computed_and_the_numbers_are_the_same(family: str, side: str) -> None:
+    model = model_of(family)
+    ids, mask = a_batch()
+    mask[2, 2:] = 0
+    if side == "left":
+        mask = mask.flip(1)
+    else:
+        ids[1, :4] = ids[0, :4]
+        ids[1, 4] = ids[0, 4] + 1
+        ids[1, 5] = ids[0, 5]  # alike, but after something else
+    seen = []
+    model.base_model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    stock = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0] * mask[..., None]
+    ours = hidden_states(model, ids, mask) * mask[..., None]
+    assert seen == [(3, 9, 32), (1, 9 + 6 + 2 - (4 if side == "right" else 0), 32)]
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
+    expected, found = gradients(model, stock), gradients(model, ours)
+    for name, gradient in found.items():
+        assert (gradient - expected[name]).norm() < 1e-5 * expected[name].norm(), name
+
+
+def test_a_layout_gives_each_place_a_token_with_the_same_beginning() -> None:
+    ids = torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9], [6, 6, 7, 0], [5, 6, 7, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
+    layout = Layout.of(ids, mask)
+    assert layout.places.tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
+    assert layout.sources.view(4, 4).tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [5, 6, 7, 0], [0, 1, 0, 0]]
+    states = torch.arange(8.0)[:, None]
+    assert torch.equal(layout.picked(layout.spread(states)), states)
+    assert layout.summed(mask[..., None].float())[:, 0].tolist() == [3, 3, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_window_shorter_than_the_rows_is_left_to_the_stock_model() -> None:
+    model = model_of("mistral", sliding_window=4)
+    ids, mask = a_batch()
+    stock = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    assert torch.equal(hidden_states(model, ids, mask), stock)
+    whole = model_of("mistral", sliding_window=None)
+    assert not torch.allclose(hidden_states(whole, ids, mask)[0], stock[0])
 
 
 def test_a_wrong_factor_would_be_seen_in_double_precision() -> None:

@@ -149,7 +149,8 @@ class _Worker:
         own = share_of(rows)
         positions = _positions(rows)
         if self.sharded:
-            # A process without a row gathers and sums with the others all the same.
+            # All processes gather each block together: none may go in more parts than others, and one without a row
+            # takes part all the same.
             loss = self._in_parts(own or rows[:1], len(rows), positions * bool(own))
         else:
             loss = self._as_it_fits(own, positions)

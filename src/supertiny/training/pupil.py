@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from supertiny.core.errors import UserError
 from supertiny.training.lessons import Batch
-from supertiny.training.sparing import head_loss, spared
+from supertiny.training.sparing import head_loss, hidden_states
 
 Precision = Literal["auto", "bfloat16", "float32"]
 # A bar per opened file would tear the run's own progress.
@@ -68,9 +68,7 @@ class Pupil:
             return virtual
         # PEFT's model is a shell: its tuner changed layers of the stock model within, which runs them.
         within = self.model.get_base_model() if hasattr(self.model, "active_peft_config") else self.model
-        with spared(within):
-            states: torch.Tensor = within.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        return states
+        return hidden_states(within, ids, mask)
 
     @property
     def _has_virtual_tokens(self) -> bool:

@@ -1,7 +1,9 @@
 """The same descent in several processes: each takes its share of a batch's rows, gradients are summed over all.
 
-Start the processes with `accelerate launch` or torchrun. Whole weights in each process (DDP) need nothing more; weights
-and moments cut into shards (FSDP) come with `sharded(pupil)`. What one process alone would do is done here too.
+Start the processes by `accelerate launch` or, on a CPU, torchrun, and let `accelerate.PartialState()` join them. Whole
+weights in each (DDP) need nothing more; weights and moments cut into shards (FSDP) come with `sharded(pupil)`. What one
+process alone would do is done here too. Where a batch of one process does not fit, shards cannot be helped by halving:
+all processes gather each block together.
 """
 
 from __future__ import annotations
