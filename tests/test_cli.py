@@ -21,7 +21,20 @@ from supertiny.core.task import load_task
 from supertiny.report import terminal
 
 PLACES = ("attic", "barn", "cellar", "den", "east", "field", "garden", "hall", "island", "jungle")
-COMMANDS = ["new", "export", "check", "run", "optimise", "serve", "ask", "compare", "compress", "methods", "show", "models"]
+COMMANDS = [
+    "new",
+    "export",
+    "check",
+    "run",
+    "optimise",
+    "serve",
+    "ask",
+    "compare",
+    "compress",
+    "methods",
+    "show",
+    "models",
+]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from supertiny.training.adapters._experts import ExpertLayer, ExpertPlan
 from supertiny.training.adapters._growing import Grown
 from supertiny.training.adapters._nf4 import LEVELS, QuantizedLinear
 from supertiny.training.adapters._saving import adapter_state, load, save
+from supertiny.training.lessons import encode_lessons
 from supertiny.training.pupil import Pupil
+from tests.small_task import examples, small_task
 from tests.tiny_student import open_pupil, write_student
 
 IDS = torch.arange(3, 63).view(2, 30)
@@ -294,3 +297,22 @@ def test_adding_in_bfloat16_would_lose_what_merging_keeps(student: Path) -> None
     assert merged.dtype == torch.float32
     kept = copy.deepcopy(merged.detach())
     assert (kept - exact).abs().max() < 5e-4
+
+
+def test_ranks_that_grew_are_there_again_after_a_kill(student: Path, tmp_path: Path) -> None:
+    form = build("formats", "compact")
+    learner = build("learners", {"method": "imitate", "rows": 2, "passes": 3, "learning_rate": 1e-2})
+
+    def taught(checkpoint: Path | None, steps: int | None = None) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        pupil = wrapped(student, "triangular", rank=8, every=2, share=0.3)
+        lessons = encode_lessons(examples("labelled", 6), form, small_task().tools, pupil.tokenizer)
+        records = list(islice(learner.fit(pupil, lessons, 1, checkpoint, 2), steps))
+        return records, adapter_state(pupil.model)
+
+    whole, state = taught(None)
+    taught(tmp_path / "learner.safetensors", 6)
+    rest, resumed = taught(tmp_path / "learner.safetensors")
+    assert [step.loss for step in rest] == [step.loss for step in whole[4:]]
+    assert state.keys() == resumed.keys()
+    assert all(torch.equal(state[name], resumed[name]) for name in state)
+    assert max(int(value) for name, value in state.items() if name.endswith("open_ranks")) > 4, "nothing grew"

@@ -15,7 +15,7 @@ import torch
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of
 from supertiny.training.lessons import Batch, Lesson, collate, grouped
-from supertiny.training.optimiser import Optimiser
+from supertiny.training.optimiser import Optimiser, counts_of
 from supertiny.training.pupil import Pupil
 from supertiny.training.several import is_sharded, processes, share_of, sum_gradients, summed
 
@@ -111,7 +111,8 @@ def descend(
     """
     if not lessons:
         raise UserError("there is nothing to learn from", "see prototype/pool.jsonl for what was dropped")
-    optimiser = Optimiser(list(pupil.model.parameters()), plan.learning_rate, plan.weight_decay, plan.clip, plan.seed)
+    weights, counts = list(pupil.model.parameters()), counts_of(pupil.model)
+    optimiser = Optimiser(weights, plan.learning_rate, plan.weight_decay, plan.clip, plan.seed, counts)
     identity = {**plan.settings, "lessons": hash_of([lesson.ids for lesson in lessons])}
     first = optimiser.restore(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
     worker = _Worker(pupil, optimiser, loss_of)

@@ -54,7 +54,10 @@ class Optimiser:
         weight_decay: float = 0.0,
         clip: float = 1.0,
         seed: int = 0,
+        counts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        """`counts` are tensors that training changes beside the weights, by name; a checkpoint has them too."""
+        self.counts = counts or {}
         self.live: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
         if not self.live:
             raise UserError("no weight of the student may be changed", "check the adapter")
@@ -113,6 +116,7 @@ class Optimiser:
         for i, master in enumerate(self.masters):
             state = self.adam.state.get(master, {})
             tensors |= {f"{name}.{i}": gathered(state[name]) for name in _MOMENTS if name in state}
+        tensors |= {f"count.{name}": tensor for name, tensor in self.counts.items()}
         if is_first():
             position = {"position": json.dumps({"step": step, "settings": identity}, default=str)}
             with written_whole(path) as beside:
@@ -135,9 +139,20 @@ class Optimiser:
                     if f"step.{i}" in names:
                         known = {name: file.get_tensor(f"{name}.{i}") for name in _MOMENTS}
                         self.adam.state[master] = {name: shared_like(value, master) for name, value in known.items()}
+                for name, tensor in self.counts.items():
+                    tensor.copy_(file.get_tensor(f"count.{name}"))
                 return int(position["step"])
         except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
             raise UserError(f"{path} is no checkpoint of this training: {error}", "delete it to begin anew") from error
+
+
+def counts_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What modules of an adapter count while they learn, such as the ranks that are open: their `learned_buffers`."""
+    return {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "learned_buffers", ())
+    }
 
 
 def _compare(path: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -> None:

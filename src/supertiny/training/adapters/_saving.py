@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, write_json, written_whole
+from supertiny.training.optimiser import counts_of
 
 _PEFT_CONFIG = "adapter_config.json"
 _PEFT_FILES = ("adapter_model.safetensors", _PEFT_CONFIG)  # the config last: without it there is no adapter
@@ -58,11 +59,7 @@ def load(model: Any, folder: Path, base_name: str) -> Any:
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:
     """All that training changes: weights that learn, and what adapters count beside them."""
-    state = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for path, module in model.named_modules():
-        for name in getattr(module, "learned_buffers", ()):
-            state[f"{path}.{name}"] = getattr(module, name)
-    return state
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad} | counts_of(model)
 
 
 def _load_peft(model: Any, folder: Path) -> Any:
