@@ -117,7 +117,10 @@ def _chosen(
         raise UserError("the student's probabilities are no longer finite", "lower the learning rate")
     logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)
     if temperature > 0:
-        tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)
+        # By the inverse of the distribution: `multinomial` draws a number for every token of the vocabulary.
+        heights = logprobs.exp().cumsum(-1)
+        drawn = torch.rand(len(lines), 1, generator=generator, device=logits.device) * heights[:, -1:]
+        tokens = torch.searchsorted(heights, drawn, right=True).clamp_(max=logits.shape[-1] - 1)
     else:
         tokens = logprobs.argmax(-1, keepdim=True)
     own = logprobs.gather(-1, tokens)[:, 0].tolist()
