@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from supertiny.compress.budget import Budget, written
+from supertiny.compress.budget import Budget, rounded_up, written
 from supertiny.core.errors import UserError, UserErrors
 
 
@@ -67,3 +67,14 @@ def test_values_are_written_with_their_units() -> None:
         "1.5pt",
     ]
     assert written("parameters", 135e6) == "135M"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bytes", 60_123_456.0), ("bytes", 1_000_001.0), ("p50", 0.0123412), ("parameters", 134_515_008)],
+)
+def test_a_limit_that_is_told_rounded_up_is_kept_by_what_it_was_told_of(name: str, value: float) -> None:
+    told = Budget.read(f"{name}<={written(name, rounded_up(value))}")
+    assert told.excess({name: value}) == {}
+    assert rounded_up(value) <= 1.01 * value
+    assert rounded_up(rounded_up(value)) == pytest.approx(rounded_up(value))

@@ -31,13 +31,36 @@ def test_the_lower_end_counts_not_the_mean() -> None:
     assert Gate(margin=0.05).judge(*many, 0)["promoted"], "with more rows three points are surely less than five"
 
 
-def test_few_rows_are_asked_for_less() -> None:
-    """Of 40 rows one or two may be lost, of 8 one; half of them never."""
-    assert Gate().judge(Sitting(hits(0, 40)), Sitting(hits(1, 40)), 0)["promoted"]
-    assert Gate().judge(Sitting(hits(0, 8)), Sitting(hits(1, 8)), 0)["promoted"]
-    assert Gate().judge(Sitting(hits(0, 40)), Sitting(hits(1, 40)), 0)["margin"] == 0.125
-    assert not Gate().judge(Sitting(hits(0, 40)), Sitting(hits(5, 40)), 0)["promoted"]
-    assert not Gate().judge(Sitting(hits(0, 4)), Sitting(hits(2, 4)), 0)["promoted"]
+def sittings(lost: int, gained: int, n: int) -> tuple[Sitting, Sitting]:
+    """A student and a candidate that lost and gained so many of n rows."""
+    same = (1.0,) * (n - lost - gained)
+    return (
+        Sitting((*(1.0,) * lost, *(0.0,) * gained, *same)),
+        Sitting((*(0.0,) * lost, *(1.0,) * gained, *same)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "promoted"),
+    [
+        *((5, 5, 40, True), (3, 0, 40, True), (3, 1, 40, True), (5, 0, 40, True)),
+        *((6, 0, 40, False), (12, 5, 40, False), (5, 0, 8, False), (4, 0, 4, False), (6, 0, 99, False)),
+    ],
+)
+def test_few_rows_are_refused_for_more_than_chance_alone(lost: int, gained: int, n: int, promoted: bool) -> None:
+    assert Gate().judge(*sittings(lost, gained, n), 0)["promoted"] is promoted
+
+
+def test_the_margin_of_few_rows_is_five_of_them_or_more_where_more_is_asked() -> None:
+    assert Gate().judge(*sittings(1, 0, 40), 0)["margin"] == 0.125
+    assert Gate(margin=0.2).judge(*sittings(8, 0, 40), 0)["promoted"]
+    assert Gate(margin=1).judge(*sittings(40, 0, 40), 0)["promoted"]
+
+
+def test_a_margin_stricter_than_five_rows_is_kept_where_there_are_enough() -> None:
+    verdict = Gate(margin=0.01).judge(*sittings(2, 0, 100), 0)
+    assert (verdict["margin"], verdict["promoted"]) == (0.01, False)
+    assert Gate(margin=0).judge(*sittings(0, 2, 100), 0)["promoted"]
 
 
 def test_a_better_one_is_promoted_however_different() -> None:
@@ -68,6 +91,14 @@ def test_a_trust_meter_of_few_rows_is_refused_only_where_it_surely_fell() -> Non
     """One row of ten is ten points, but may be chance."""
     before, after = Sitting(hits(0), meters={"names": hits(0, 10)}), Sitting(hits(0), meters={"names": hits(1, 10)})
     assert Gate().judge(before, after, 0)["promoted"]
+
+
+@pytest.mark.parametrize(("lost", "promoted"), [(4, True), (5, False)])
+def test_a_trust_meter_breaks_by_five_rows_at_least(lost: int, promoted: bool) -> None:
+    before, after = (Sitting(hits(0), meters={"names": hits(wrong, 16)}) for wrong in (0, lost))
+    verdict = Gate().judge(before, after, 0)
+    assert verdict["trust"][0]["high"] < 0
+    assert verdict["promoted"] is promoted
 
 
 def test_confidence_that_no_longer_means_anything_is_told() -> None:

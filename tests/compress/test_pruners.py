@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from supertiny.compress import changing
 from supertiny.compress.inputs import Inputs
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
+from supertiny.training.lessons import Batch
 
 
 def correlated(seed: int = 1, width: int = 128) -> Inputs:
@@ -142,3 +144,14 @@ def fit(layer: Any, learning: list[Any], states: torch.Tensor, wanted: torch.Ten
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
     return loss.item()
+
+
+def test_ecoflap_asks_the_loss_of_rows_of_middle_length() -> None:
+    def batch(length: int, rows: int) -> Batch:
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        return Batch(ids, ids, ids.bool(), ids[:0, 0])
+
+    lengths = range(1, 6)
+    assert [one.ids.shape[1] for one in changing._middle([batch(n, 32) for n in lengths])] == [3]
+    assert [one.ids.shape[1] for one in changing._middle([batch(n, 10) for n in lengths])] == [2, 3, 4]
+    assert [one.ids.shape[1] for one in changing._middle([batch(n, 1) for n in lengths])] == [*lengths]

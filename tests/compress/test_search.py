@@ -13,9 +13,10 @@ from supertiny.compress.plans import Plan
 from supertiny.compress.search import FOLDER, point_folders, search
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
-from supertiny.core.files import read_json, write_json
+from supertiny.core.files import read_json, sha256_of, write_json
 from supertiny.core.run import Run
 from supertiny.core.student import Student
+from supertiny.report.stage import search_of_student
 from tests.small_run import Gate, settings
 
 
@@ -110,6 +111,50 @@ def test_a_plan_that_cannot_be_had_is_told_and_the_search_goes_on(
     assert "cannot drop 9 of 2 blocks" in failed["failed"]
     assert outcome["chosen"] in {"q8_0", "q4_0"}
     assert "impossible" not in point_folders(run.folder / FOLDER, outcome)
+
+
+def test_a_plan_that_failed_is_tried_again(run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = searching.explore
+
+    def failing(*arguments: Any) -> dict[str, Any]:
+        if arguments[2].parent.name == "q4_0":
+            raise UserError("no room is left")
+        return done(*arguments)
+
+    monkeypatch.setattr(searching, "explore", failing)
+    points = {point["name"]: point for point in searched(run, count=0)["points"]}
+    assert points["q4_0"]["failed"] == "no room is left"
+    monkeypatch.setattr(searching, "explore", done)
+    points = {point["name"]: point for point in searched(run, count=0)["points"]}
+    assert "failed" not in points["q4_0"]
+
+
+def test_where_the_student_cannot_be_measured_its_error_is_told(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> dict[str, Any]:
+        raise UserError("no engine opens it")
+
+    monkeypatch.setattr(searching, "explore", failing)
+    with pytest.raises(UserError, match="no engine opens it"):
+        searched(run, count=0)
+
+
+def test_what_a_killed_wipe_left_is_wiped(run: Run, gate: Gate) -> None:
+    searched(run, count=0)
+    (run.folder / FOLDER / "key.json").unlink()
+    stale = run.folder / FOLDER / "points" / "stale"
+    stale.mkdir()
+    searched(run, count=0)
+    assert not stale.exists()
+
+
+def test_a_report_shows_no_search_of_another_student(run: Run) -> None:
+    student = run.folder / "transfer" / "student"
+    own = [sha256_of(path) for path in sorted(student.glob("*.safetensors"))]
+    for known, shown in ((own, True), (["of another"], False)):
+        write_json(run.folder / FOLDER / "search.json", {"student_sha256": known, "points": []})
+        assert (search_of_student(run.folder) is not None) is shown
 
 
 def test_after_its_minutes_no_further_plan_is_begun(run: Run, gate: Gate) -> None:

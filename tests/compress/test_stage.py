@@ -18,7 +18,7 @@ from supertiny.compress.gate import Sitting
 from supertiny.compress.settings import Settings
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
-from supertiny.core.files import read_json, write_rows
+from supertiny.core.files import read_json, write_json, write_rows
 from supertiny.core.methods import build, validated
 from supertiny.core.progress import Progress
 from supertiny.core.run import Run
@@ -152,6 +152,23 @@ def test_a_type_that_is_not_promoted_gives_way_to_the_next(
     last = read_json(folder / "steps.json")[-1]
     assert [one["type"] for one in last["refused"]] == ["q4_0", "q4_1"]
     assert "exact calls went from 100.0 to 0.0 %" in last["refused"][0]["broke"][0]
+
+
+def test_a_larger_type_of_the_student_itself_is_no_fall_back(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(3, monkeypatch)
+    summary, folder = work(run, settings([{"method": "gguf", "type": "q4_0"}]))
+    assert (summary["type"], summary["promoted"], summary["fell_back"]) == ("q4_1", True, False)
+    assert [one["type"] for one in read_json(folder / "steps.json")[-1]["refused"]] == ["q4_0"]
+
+
+def test_a_measured_student_without_what_the_gate_asks_is_measured_again(run: Run, gate: Gate) -> None:
+    folder = run.folder / ".compress"
+    folder.mkdir()
+    write_json(folder / ".measured-student.json", {"said": [], "exact": 0.0})
+    summary, _ = work(run, settings(["gguf"]))
+    assert summary["promoted"]
 
 
 def test_where_nothing_is_promoted_the_student_takes_its_place_and_that_is_said(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from supertiny.compress.trust import asked, exchanged, misspelt, politely, probes, read
-from supertiny.core.records import Answer, Call, Request
+from supertiny.core.records import Answer, Call, Request, Tool
 from tests.small_task import example, examples, small_task
 
 ROW = example("please dim the kitchen light a little to 40 percent", [Call("Dim", {"area": "Kitchen", "level": 40})])
@@ -106,3 +108,24 @@ def test_earlier_messages_stay_as_they_are() -> None:
     row = type(ROW)(request, Answer((Call("TurnOn"),)))
     for probe in probes(small_task(valid=(row,)), (row,), 4, 0)["typos"]:
         assert probe.requests[0].messages[:2] == messages
+
+
+def naming_task(*areas: str, rows: tuple[str, ...]) -> Any:
+    tool = Tool("TurnOn", "", {"type": "object", "properties": {"area": {"type": "string", "enum": list(areas)}}})
+    texts = enumerate(rows)
+    return replace(small_task(), tools=(tool,)), [example(text, [Call("TurnOn")], f"r{n}") for n, text in texts]
+
+
+def test_a_name_that_the_functions_list_is_exchanged_only_for_another_that_they_list() -> None:
+    rows = tuple(f"light in anna's room {n}" for n in range(5))
+    task, valid = naming_task("Anna's room", "Kitchen", rows=rows)
+    assert "names" not in probes(task, valid, 8, 1)
+    task, valid = naming_task("Anna's room", "Luca's room", rows=rows)
+    assert len(probes(task, valid, 8, 1)["names"]) == 5
+
+
+def test_where_few_requests_name_anybody_others_are_asked_by_somebody() -> None:
+    task, valid = naming_task("Kitchen", rows=("ring Anna", "light", "dark", "more light"))
+    texts = [probe.requests[0].text for probe in probes(task, valid, 8, 1)["names"]]
+    assert len(texts) == 4
+    assert sum("speaking: " in text for text in texts) == 3

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from supertiny.core.errors import UserError
+from supertiny.core.methods import build
+from supertiny.training.learners._aligned import Aligned
 from supertiny.training.lessons import Batch, Lesson
 from supertiny.training.loop import Plan, Step, descend, learning_rate_at, turns
 from supertiny.training.pupil import Pupil
@@ -202,3 +206,42 @@ def test_bfloat16_is_taught_the_same_again_and_after_a_stop(folder: Path, tmp_pa
     rest, resumed = begun(place, 100)
     assert rest == losses[4:]
     assert same_weights(resumed, whole)
+
+
+def test_what_is_dropped_is_by_the_seed_and_the_step(folder: Path, tmp_path: Path) -> None:
+    """Dropout draws from torch's global generator, whatever state that is in: it stays as it was."""
+    place = tmp_path / "checkpoint.safetensors"
+
+    def begun(
+        noise: int, dropout: float = 0.1, checkpoint: Path | None = None, stop_after: int = 100, seed: int = 1
+    ) -> Any:
+        pupil = open_pupil(folder)
+        pupil.model = build("adapters", {"method": "lora", "rank": 2, "dropout": dropout}).wrap(pupil.model, 0)
+        torch.manual_seed(noise)
+        steps = descend(pupil, some_lessons(), a_plan(rows=3, seed=seed, updates=2), pupil.answer_loss, checkpoint, 1)
+        list(islice(steps, stop_after))
+        drawn = torch.rand(())
+        torch.manual_seed(noise)
+        assert torch.equal(drawn, torch.rand(()))
+        return weights(pupil)
+
+    whole = begun(1)
+    assert same_weights(begun(2), whole)
+    assert not same_weights(begun(1, seed=2), whole)
+    assert not same_weights(begun(1, dropout=0.0), whole)
+    begun(3, checkpoint=place, stop_after=3)
+    assert place.exists()
+    assert same_weights(begun(4, checkpoint=place), whole)
+
+
+def test_a_mover_towards_earlier_weights_keeps_what_modules_count(folder: Path) -> None:
+    def mover(opened: float) -> Aligned:
+        pupil = open_pupil(folder)
+        pupil.model.register_buffer("opened", torch.tensor(opened))
+        pupil.model.learned_buffers = ("opened",)
+        return Aligned(pupil, a_plan(), pupil.answer_loss, 2, 0.5)
+
+    saved = mover(3.0).tensors()
+    again = mover(0.0)
+    again.take(saved, 1)
+    assert float(again.model.opened) == 3.0

@@ -11,12 +11,13 @@ import pytest
 
 from supertiny.core.methods import build
 from supertiny.core.records import Call, Example
+from supertiny.training import loop
 from supertiny.training.learners import reject
-from supertiny.training.lessons import Lesson, encode_lessons, encode_prompts
+from supertiny.training.lessons import Batch, Lesson, collate, encode_lessons, encode_prompts
 from supertiny.training.practice import Practice, Sample
 from supertiny.training.pupil import Pupil
 from tests.small_task import examples, small_task
-from tests.tiny_student import open_pupil, write_student
+from tests.tiny_student import open_pupil, same_weights, weights, write_student
 
 FORM = build("formats", "compact")
 TASK = small_task()
@@ -108,3 +109,51 @@ def test_each_round_asks_anew_and_a_resume_reads_what_was_kept(
     rest = list(learner.fit(open_pupil(folder), lessons, 1, checkpoint, 1, practice=practice(pupil)))
     assert [step.step for step in rest] == [4, 5, 6]
     assert asked == [4, 4, 4], "the round that had begun is read back; the third is asked"
+
+
+def test_other_tokens_of_the_lessons_own_text_are_no_new_lesson(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    pupil = open_pupil(folder)
+    row = examples("labelled", 1)[0]
+    assert row.answer is not None
+    (lesson,) = encode_lessons([row], FORM, TASK.tools, pupil.tokenizer)
+    gold = FORM.write(row.answer)
+    spelt = gold.replace(" Kitchen", ' "Kitchen"')
+    rules = Practice(FORM, TASK.tools, TASK.verify)
+    samples = [
+        rules.judged(row.request, ids, (0.0,) * 3, text, True)
+        for ids, text in (((7, 8, 2), gold), ((9, 8, 2), spelt), ((9, 9, 2), spelt))
+    ]
+    learner = build("learners", "reject")
+    assert [sample.text for sample in learner._right(pupil, lesson, samples, rules)] == [spelt]
+
+
+def test_where_nothing_is_kept_a_round_asks_once_and_every_lesson_is_seen(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """Groups are of similar length, so that the one that is not full stands anywhere."""
+    pupil = open_pupil(folder)
+    lessons = encode_lessons(examples("labelled", 5), FORM, TASK.tools, pupil.tokenizer)
+    for seed in range(4):
+        asked = answering(monkeypatch, "TurnOn area Moon")
+        seen: list[tuple[int, ...]] = []
+
+        def noted(batch: Batch, own: list[tuple[int, ...]] = seen) -> Batch:
+            own.extend(row.ids for row in batch.rows)
+            return batch
+
+        monkeypatch.setattr(loop, "collate", lambda rows, pad, noted=noted: noted(collate(rows, pad)))
+        learner = build("learners", {"method": "reject", "samples": 1, "rows": 2, "passes": 2})
+        steps = list(learner.fit(pupil, lessons, seed, practice=Practice(FORM, TASK.tools, TASK.verify)))
+        assert [step.more["kept"] for step in steps] == [0.0] * 6
+        assert asked == [5, 5], "two rounds of three steps"
+        assert sorted(seen) == sorted([lesson.ids for lesson in lessons] * 2)
+
+
+def test_without_lessons_and_answers_the_weights_stay(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    pupil = open_pupil(folder)
+    before = weights(pupil)
+    answering(monkeypatch, "TurnOn area Moon")
+    learner = build("learners", {"method": "reject", "samples": 1, "passes": 1})
+    (step,) = learner.fit(pupil, [], 1, practice=practice(pupil))
+    assert step.tokens == 0
+    assert same_weights(weights(pupil), before)

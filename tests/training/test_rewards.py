@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
-from supertiny.core.records import Answer, Call, Example, Grammar, Prompt, Request, Sampling, Tool, Verdict
-from supertiny.training.practice import Sample
+from supertiny.core.records import Answer, Call, Example, Grammar, Price, Prompt, Request, Sampling, Tool, Verdict
+from supertiny.training.practice import Practice, Sample
 from supertiny.training.rewards.brevity import Brevity
 from supertiny.training.rewards.judge import Judge
 from supertiny.training.rewards.similarity import Similarity
 from tests.fake_engine import FakeEngine
-from tests.small_task import example
+from tests.small_task import example, small_task
 
 PLAY = Call("Play", {"song": "abcd", "loud": True})
 GOLD = example("play abcd loud", [PLAY])
@@ -89,8 +91,27 @@ def test_exact_tells_right_wrong_and_unreadable_apart() -> None:
 
 
 def test_format_asks_the_verifier() -> None:
-    group = [sample(PLAY), sample(outcome="abstain"), sample(PLAY, outcome="fail"), unreadable()]
+    group = [sample(PLAY), sample(PLAY, outcome="abstain"), sample(PLAY, outcome="fail"), unreadable()]
     assert build("rewards", "format")(GOLD, group) == [1, 1, 0, -1]
+
+
+def test_format_pays_for_no_silence_where_calls_are_wanted() -> None:
+    form = build("rewards", "format")
+    assert form(GOLD, [sample(), sample(PLAY)]) == [0, 1]
+    assert form(example("hello"), [sample(), sample(PLAY)]) == [1, 1]
+    assert form(replace(GOLD, answer=None), [sample()]) == [1]
+
+
+def test_a_hooks_own_fault_is_not_taken_for_the_pupils() -> None:
+    def broken(request: Request, calls: Sequence[Call]) -> Verdict:
+        raise ValueError("the author's bug")
+
+    practice = Practice(build("formats", "compact"), small_task().tools, broken)
+    with pytest.raises(ValueError, match="the author's bug"):
+        practice.judged(GOLD.request, (1,), (0.0,), "TurnOn area Kitchen", True)
+    unread = practice.judged(GOLD.request, (1,), (0.0,), "Dim {{{ area", True)
+    assert unread.answer is None
+    assert unread.verdict.reason.startswith("not in the format")
 
 
 def test_brevity_takes_a_share_of_the_lead() -> None:
@@ -146,3 +167,16 @@ def test_an_answer_cannot_step_out_of_its_place_in_the_judges_prompt() -> None:
 def test_a_nested_reward_is_checked_with_its_place() -> None:
     with pytest.raises(UserError, match=r"brevity\.of.*similarity"):
         build("rewards", {"method": "brevity", "of": "similarty"})
+
+
+def test_a_judge_that_somebody_bills_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Billed:
+        name, price = "hosted", Price(dollars_per_million_in=1.0)
+
+        def open(self) -> Any:
+            return self
+
+    monkeypatch.setattr("supertiny.training.rewards.judge.build", lambda family, block: Billed())
+    with pytest.raises(UserError, match="hosted at every step, beside the ledger"):
+        _ = Judge(engine="openai")._opened
+    assert Price(dollars_per_hour=1.0).is_billed is False

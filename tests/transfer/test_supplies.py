@@ -14,6 +14,7 @@ from supertiny.core.methods import validated
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.run import Run
+from supertiny.training.pupil import Pupil
 from supertiny.transfer import stage
 from supertiny.transfer.settings import Settings
 from tests.small_task import examples, small_task
@@ -41,7 +42,9 @@ def settings(base: Path, **more: Any) -> Settings:
 
 def taught(folder: Path, chosen: Settings) -> dict[str, Any]:
     rows = [row.to_json() for row in examples("labelled", 4)]
-    pool = [row.to_json() for row in examples("unlabelled", 3)]
+    pool = [row.to_json() for row in examples("unlabelled", 4)]
+    said = {"rejected": {"by": "leak_guard", "reason": "similarity 0.95 to row test-1"}}
+    write_rows(folder / "prototype" / "rejected.jsonl", [{**pool[3], "provenance": said}])
     write_rows(folder / "prototype" / "train.jsonl", rows)
     write_rows(folder / "prototype" / "pool.jsonl", [rows[0], *pool])
     run = Run(
@@ -85,6 +88,21 @@ def test_a_learner_that_only_harms_buys_nothing(base: Path, tmp_path: Path, monk
     weights = "model.safetensors"
     once, twice = (folder / ".transfer" / "student" / weights for folder in (tmp_path / "alone", tmp_path))
     assert once.read_bytes() == twice.read_bytes()
+
+
+def test_the_student_is_measured_as_it_is_saved(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged and rounded: a change that bfloat16 does not hold buys nothing."""
+    seen: list[Any] = []
+
+    def examine(course: Any, pupil: Any) -> float:
+        seen.append({name: weight.clone() for name, weight in pupil.model.named_parameters()})
+        return 1.0
+
+    monkeypatch.setattr(stage.Course, "_examine", examine)
+    taught(tmp_path, settings(base, adapter={"method": "lora", "rank": 4}, evaluations=1))
+    saved = Pupil.open(tmp_path / ".transfer" / "student", "float32").model
+    assert all(weight.equal(seen[-1][name]) for name, weight in saved.named_parameters())
+    assert seen[-1].keys() == dict(saved.named_parameters()).keys()
 
 
 def test_a_live_teacher_is_opened_for_who_needs_one(base: Path, teacher: Path, tmp_path: Path) -> None:

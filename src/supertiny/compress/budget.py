@@ -89,6 +89,14 @@ def written(name: str, value: float) -> str:
     return f"{value:.0f}{'B' if name == 'bytes' else ''}"
 
 
+def rounded_up(value: float) -> float:
+    """The value with three digits, never less than it is: a limit that is told so is kept by what it was told of."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(value / step - 1e-9) * step
+
+
 def _term(term: str) -> tuple[str, float]:
     match = _TERM.fullmatch(term)
     if not match:

@@ -68,12 +68,19 @@ def _sparsities(step: Step, model: Any, calibration: Sequence[Batch], seed: int)
     layers = {name: layer for name, layer in all_matrices(model).items() if not step.skips(name)}
     if step.family != "pruners" or not hasattr(step.method, "sparsities"):
         return dict.fromkeys(layers, step.sparsity)
-    batches = with_answers(calibration, "ecoflap", model)[: max(1, _LOSS_ROWS // max(1, len(calibration[0].ids)))]
+    batches = _middle(with_answers(calibration, "ecoflap", model))
     weights = {name: layer.weight for name, layer in layers.items()}
     scores = step.method.scores(weights, lambda: mean_loss(model, batches), seed)
     sizes = {name: weight.numel() for name, weight in weights.items()}
     shares: dict[str, float] = step.method.sparsities(scores, sizes, step.sparsity)
     return shares
+
+
+def _middle(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Of batches in the order of their length those in the middle: the shortest rows are not what a task asks."""
+    count = max(1, _LOSS_ROWS // max(1, len(batches[0].ids)))
+    first = max(0, len(batches) - count) // 2
+    return batches[first : first + count]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from supertiny.core.scoring import paired_bootstrap
 Share = Annotated[float, Field(ge=0, le=1)]
 Numbers = Sequence[float] | np.ndarray[Any, Any]
 _ROUNDING = 1e-9
-_LEAST_ROWS = 5  # that a model may lose, however few there are
+_ENOUGH_ROWS = 100  # for an interval to prove anything
+_CHANCE_ROWS = 5  # lost and not won back, which may be chance: McNemar's p of five to none is 0.06
 _BINS = 10  # of confidence; fewer where each would hold less than ten rows
 _ROUNDS = 1000
 
@@ -46,17 +47,18 @@ class Sitting:
 class Gate:
     """How much worse than the student a compressed model may be; both are asked the same rows.
 
-    Exact calls: the lower end of the 95 % interval of the paired difference must not lie below -margin. That end is as
-    strict as there are rows: where the two differ on 4 of 100 rows in either direction, it is 2.8 points below
-    the difference with 200 rows, and 1.2 with 1000. A margin of 0.03 would therefore refuse nearly all that is smaller
-    with the few hundred rows that a task has; 0.05 is the smallest that lets a model pass which is a point or two
-    worse. Below a hundred rows the margin is five rows, 0.5 at most: fewer rows cannot show more. Trust is asked less
-    sharply, being several meters of fewer rows: one is broken where it fell by more than its margin and the whole
-    interval lies below zero.
+    Exact calls, a hundred rows or more: the lower end of the 95 % interval of the paired difference must not lie below
+    -margin. That end is as strict as there are rows: where the two differ on 4 of 100 rows in either direction, it is
+    2.8 points below the difference with 200 rows, and 1.2 with 1000. A margin of 0.03 would therefore refuse nearly all
+    that is smaller with the few hundred rows that a task has; 0.05 is the smallest that lets a model pass which is a
+    point or two worse. With fewer rows an interval proves nothing, and models that are equally good would be refused:
+    the difference itself must not lie below -margin, nor below five rows (half of them at most), whichever is more.
+    Trust is asked less sharply, being several meters of fewer rows: one is broken where it fell by more than its
+    margin, by five rows at least, and the whole interval lies below zero.
     """
 
     margin: Share = 0.05
-    """Share of valid's rows by which exact calls may fall, with the interval; 1 lets everything pass."""
+    """Share of valid's rows by which exact calls may fall, with the interval; 1 lets all exact calls pass."""
     trust_margin: Share = 0.05
     """Share of its rows by which each trust meter may fall; calibration error may grow by as much."""
     trust_rows: Annotated[int, Field(ge=0)] = 100
@@ -67,24 +69,29 @@ class Gate:
         if not student.hits:
             return {"promoted": True, "broke": [], "margin": self.margin, "exact": None, "trust": []}
         exact = _compared(student.hits, candidate.hits, seed)
-        margin = max(self.margin, min(_LEAST_ROWS / len(student.hits), 0.5))
-        exact["ok"] = exact["low"] >= -margin - _ROUNDING
+        enough = len(student.hits) >= _ENOUGH_ROWS
+        margin = self.margin if enough else max(self.margin, min(_CHANCE_ROWS / len(student.hits), 0.5))
+        exact["ok"] = exact["low" if enough else "mean"] >= -margin - _ROUNDING
         exact["p"] = mcnemar(student.hits, candidate.hits)
         trust = [
-            {"name": name, **self._trusted(_compared(student.meters[name], candidate.meters[name], seed))}
+            {"name": name, **self._trusted(_compared(student.meters[name], candidate.meters[name], seed), _CHANCE_ROWS)}
             for name in student.meters
             if student.meters[name] and name in candidate.meters
         ]
         if student.confidences and candidate.confidences:
             pair = (student.confidences, student.hits), (candidate.confidences, candidate.hits)
             trust.append({"name": "calibration", **self._trusted(_calibration(*pair, seed))})
-        broke = [] if exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * margin:g}"]
+        broke = [] if exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * margin:.3g}"]
         broke += [f"{row['name']} {_told(row)}, margin {100 * self.trust_margin:g}" for row in trust if not row["ok"]]
         return {"promoted": not broke, "broke": broke, "margin": margin, "exact": exact, "trust": trust}
 
-    def _trusted(self, row: dict[str, Any]) -> dict[str, Any]:
-        """With whether it holds; all differences are candidate - student, and less is worse."""
-        return {**row, "ok": row["mean"] >= -self.trust_margin - _ROUNDING or row["high"] >= 0}
+    def _trusted(self, row: dict[str, Any], least: int = 0) -> dict[str, Any]:
+        """With whether it holds; all differences are candidate - student, and less is worse.
+
+        A fall of fewer than `least` rows breaks nothing.
+        """
+        fell = row["mean"] < -self.trust_margin - _ROUNDING and row["high"] < 0
+        return {**row, "ok": not fell or row["n"] * -row["mean"] < least - _ROUNDING}
 
 
 def mcnemar(left: Sequence[float], right: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from supertiny.compress.budget import Budget, written
+from supertiny.compress.budget import Budget, rounded_up, written
 from supertiny.compress.plans import Plan, Shape, baselines, chosen, nearest, plans
 from supertiny.compress.recovery import Recovery
 from supertiny.compress.sensitivity import Sensitivity, looks
@@ -48,7 +48,7 @@ class _Search:
         self.folder = run.folder / FOLDER
         self.student = Student.open(run.folder / "transfer" / "student")
         self.shape = Shape.of(self.student.folder)
-        weights = [sha256_of(path) for path in sorted(self.student.folder.glob("*.safetensors"))]
+        self.weights = weights = [sha256_of(path) for path in sorted(self.student.folder.glob("*.safetensors"))]
         asked = {name: value for name, value in asdict(settings).items() if name != "steps"}
         self.key = hash_of([weights, run.task.hash, run.seed, asked])
 
@@ -73,9 +73,12 @@ class _Search:
         return written_so
 
     def _take_folder(self) -> None:
-        """Points of another student, task or settings say nothing of this one."""
+        """Points of another student, task or settings say nothing of this one.
+
+        Nor do those without a key: they are what is left where this was killed.
+        """
         mark = self.folder / "key.json"
-        if mark.is_file() and read_json(mark) != self.key:
+        if self.folder.exists() and not (mark.is_file() and read_json(mark) == self.key):
             shutil.rmtree(self.folder)
         write_json(mark, self.key)
 
@@ -103,7 +106,9 @@ class _Search:
     def _refuse(self, plan: Plan, more: Mapping[str, float]) -> None:
         figures = {**plan.figures(), **more}
         shown = {name: figures.get(name) for name in self.budget.limits() if figures.get(name)}
-        told = ", ".join(f"{name} about {written(name, float(value or 0))}" for name, value in shown.items())
+        told = ", ".join(
+            f"{name} about {written(name, rounded_up(float(value or 0)))}" for name, value in shown.items()
+        )
         raise UserError(
             f"no plan keeps the budget {self.budget.told()}; the nearest is {plan.name}: {told}",
             "raise the limit to that, or begin with a smaller student",
@@ -134,7 +139,10 @@ class _Search:
         return plan.figures(beside, None if seconds is None else seconds * share)
 
     def _point(self, plan: Plan) -> dict[str, Any]:
-        """Runs a plan, or reads back what it gave; a plan that cannot be done is told, and the search goes on."""
+        """Runs a plan, or reads back what it gave; a plan that cannot be done is told, and the search goes on.
+
+        It is tried again by the next search. Raises UserError where not even the student could be measured.
+        """
         place = self.folder / "points" / plan.name
         known = place / "point.json"
         if not known.is_file():
@@ -147,7 +155,9 @@ class _Search:
             except UserError as error:
                 self.run.progress.note(f"  {plan.name} cannot be had: {error}")
                 shutil.rmtree(work)
-                point["failed"] = str(error)
+                if not (self.folder / "student.json").is_file():
+                    raise
+                return {**point, "failed": str(error)}
             write_json(known, point)
         return self._judged(read_json(known))
 
@@ -181,6 +191,7 @@ class _Search:
         return {
             "budget": self.budget.told(),
             "limits": self.budget.limits(),
+            "student_sha256": self.weights,
             "student": {name: student[name] for name in ("exact", "low", "high", "n", "p50_seconds", "parameters")},
             "sensitivity": asdict(sensitivity),
             "plans": [asdict(plan) for plan in offered],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from supertiny.compress.changing import change_by
 from supertiny.compress.examining import Paper, Room
@@ -174,7 +175,8 @@ class _Work:
     def _measured(self, title: str, student: Path, more: dict[str, Any]) -> dict[str, Any]:
         """A student on the artifact's engine, as f16: so that every step is measured by the same means."""
         known = self._paper_of(student)
-        if not known.exists():
+        # A card of another version may know nothing of the gate, which asks what the student did.
+        if not known.exists() or (title == "student" and "sitting" not in read_json(known)):
             work = self.folder / ".measured"
             Gguf("f16").export(student, work)
             engine = self.room.open(self.settings.engine, work / "model.gguf")
@@ -218,7 +220,8 @@ class _Work:
             tried[record["type"]] = record["agreement"]
             holds = record["agreement"] >= self.settings.parity
             if self.exploring or (holds and record["gate"]["promoted"]):
-                return self._kept(record, student, tried, refused, differing), student
+                told = {"tried": tried, "refused": refused, "differing_rows": differing, "fell_back": False}
+                return self._kept(record, told), student
             if holds:
                 refused.append({"type": record["type"], "broke": record["gate"]["broke"]})
         if refused:
@@ -249,23 +252,16 @@ class _Work:
             record, differing = self._tried(candidate, self.original.folder, expected)
             if record["gate"]["promoted"]:
                 break
-        return self._kept(record, self.original.folder, tried, refused, differing)
+        told = {"tried": tried, "refused": refused, "differing_rows": differing, "fell_back": True}
+        return self._kept(record, told)
 
-    def _kept(
-        self,
-        record: dict[str, Any],
-        student: Path,
-        tried: dict[str, float],
-        refused: list[dict[str, Any]],
-        differing: list[str],
-    ) -> dict[str, Any]:
+    def _kept(self, record: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
         """The record of the artifact that stays, whose card is written."""
         source = self.original
         Artifact.of(
             self.folder / "artifact", source.format, record["type"], record["parameters"], source.base
         ).save_card()
-        told = {"tried": tried, "refused": refused, "differing_rows": differing}
-        return {**record, **told, "fell_back": student == source.folder and bool(refused)}
+        return {**record, **told}
 
     def _tried(self, exporter: Any, student: Path, expected: Paper) -> tuple[dict[str, Any], list[str]]:
         """What an export of the student answers, and the rows on which that is not what is expected."""
@@ -273,7 +269,8 @@ class _Work:
         shutil.rmtree(place, ignore_errors=True)
         told = exporter.export(student, place)
         artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
-        paper, sitting = self._gated(artifact, Pupil.open(student).tokenizer, getattr(exporter, "restore", None))
+        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+        paper, sitting = self._gated(artifact, tokenizer, getattr(exporter, "restore", None))
         differing = self.room.differing(expected.answers, paper.answers)
         record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters, **paper.figures}
         record["agreement"] = 1 - len(differing) / max(1, paper.figures["n"])

@@ -29,6 +29,7 @@ _KIN = (
 )
 _OTHER_NAME = {**dict(zip(_FEMALE, reversed(_MALE), strict=True)), **dict(zip(_MALE, reversed(_FEMALE), strict=True))}
 _EXCHANGED = {**_OTHER_NAME, **dict(_KIN), **{right: left for left, right in _KIN}}
+_LEAST_NAMING = 5  # requests with a name; a meter of fewer would show nothing
 _ELSEWHERE = (
     *("book me a table for two at an Italian place tonight", "what is the capital of Peru?", "write a poem about rain"),
     *("translate 'good morning' into Japanese", "how many calories are in an apple?", "who won the football match?"),
@@ -56,7 +57,7 @@ def probes(task: Task, valid: Sequence[Example], rows: int, seed: int) -> dict[s
     refusal             no function is called: valid's rows without a call, or else `refusal_general`, requests that
                         hardly any task's functions serve
     names               a request gets the same calls when names, kin and titles in it are exchanged for others, of the
-                        other gender; where no request has any, when another person says who is speaking
+                        other gender; where fewer than five have any, also when another person says who is speaking
     """
     generator = random.Random(f"trust {seed}")
     golden = [row for row in valid if row.answer is not None and row.request.text]
@@ -171,18 +172,38 @@ def _unserved(task: Task) -> list[str]:
 
 def _names(task: Task, requests: Sequence[Request], rows: int, generator: random.Random) -> list[Probe]:
     naming = [request for request in requests if exchanged(request.text) != request.text]
-    if naming:
-        chosen = generator.sample(naming, min(rows, len(naming)))
-        pairs = [(request, _saying(request, exchanged(request.text))) for request in chosen]
-    else:
-        chosen = generator.sample(list(requests), min(rows, len(requests)))
+    served = [request for request in naming if not _unknown(task, request)]
+    chosen = generator.sample(served, min(rows, len(served)))
+    pairs = [(request, _saying(request, exchanged(request.text))) for request in chosen]
+    if len(served) < _LEAST_NAMING:
+        nameless = [request for request in requests if exchanged(request.text) == request.text]
+        chosen = generator.sample(nameless, min(rows - len(pairs), len(nameless)))
         people = [generator.choice(_FEMALE) for _ in chosen]
         told = [(f"{who.capitalize()} speaking: ", f"{_OTHER_NAME[who].capitalize()} speaking: ") for who in people]
-        pairs = [
+        pairs += [
             (_saying(request, one + request.text), _saying(request, other + request.text))
             for request, (one, other) in zip(chosen, told, strict=True)
         ]
     return [Probe(pair, _same(task, pair[0])) for pair in pairs]
+
+
+def _unknown(task: Task, request: Request) -> bool:
+    """Whether the functions list a word of the request among their values, and not what it is exchanged for."""
+    tools = request.tools or task.tools
+    known = {word.lower() for tool in tools for text in _listed(tool.parameters) for word in _WORD.findall(text)}
+    words = {word.lower() for word in _WORD.findall(request.text)} & known
+    return any(_EXCHANGED.get(word, word) not in known for word in words)
+
+
+def _listed(schema: Any) -> list[str]:
+    """All texts in the enums of a schema, however deep."""
+    if isinstance(schema, list | tuple):
+        return [text for item in schema for text in _listed(item)]
+    if not isinstance(schema, Mapping):
+        return []
+    own = schema.get("enum")
+    texts = [text for text in own if _is_text(text)] if isinstance(own, list | tuple) else []
+    return texts + [text for item in schema.values() for text in _listed(item)]
 
 
 def _same(task: Task, request: Request) -> Callable[[Sequence[Answer]], bool]:

@@ -264,6 +264,11 @@ class Price:
         )
         return by_token / 1e6 + seconds / 3600 * self.dollars_per_hour
 
+    @property
+    def is_billed(self) -> bool:
+        """Whether somebody bills it by the token."""
+        return self.dollars_per_million_in > 0 or self.dollars_per_million_out > 0
+
     def times(self, share: float) -> Price:
         """A share of the price of tokens; machine-hours cost what they cost."""
         return Price(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from supertiny.core import scoring
 from supertiny.core.errors import UserError
-from supertiny.core.files import read_json, write_json, write_rows, write_text
+from supertiny.core.files import read_json, sha256_of, write_json, write_rows, write_text
 from supertiny.core.protocols import Answerer
 from supertiny.core.records import Example
 from supertiny.report.costs import break_even, differences, project_costs, prompt_saving, step_prices
@@ -88,7 +88,7 @@ def build_report(
         "step_prices": step_prices(stages.get("prototype", {}).get("summary", {}), price),
         "learners": _learners(stages.get("transfer", {}).get("summary", {})),
         "compress_steps": _compress_steps(run.folder),
-        "compress_search": search_of(run.folder),
+        "compress_search": search_of_student(run.folder),
         "task": _about_task(run, examples),
         "seed": run.seed,
         "settings": run.recipe.text,
@@ -100,6 +100,17 @@ def build_report(
     report["verdict"] = verdict(report)
     clean: dict[str, Any] = redacted(report)
     return clean
+
+
+def search_of_student(run_folder: Path) -> dict[str, Any] | None:
+    """What `supertiny compress` wrote of the student that the run has now; None where it is of another, or not there.
+
+    A search that does not say whose it is is taken as the run's.
+    """
+    found = search_of(run_folder)
+    known = (found or {}).get("student_sha256")
+    own = sorted((run_folder / "transfer" / "student").glob("*.safetensors"))
+    return found if known is None or known == [sha256_of(path) for path in own] else None
 
 
 def build_rows(run: Run, examples: Sequence[Example], measurements: Mapping[str, Measurement]) -> list[dict[str, Any]]:

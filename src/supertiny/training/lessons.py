@@ -89,7 +89,7 @@ def encode_lessons(
     lessons = []
     left_out = 0
     for example in examples:
-        if example.answer is None:
+        if example.answer is None or not example.answer.readable:  # the latter would be taught as "no function serves"
             continue
         prompt = tokenizer.encode(form.encode(example.request, tools).text, add_special_tokens=False)
         answer = [*tokenizer.encode(form.write(example.answer), add_special_tokens=False), stop]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,7 @@ def descend(
     optimiser = Optimiser(weights, plan.learning_rate, plan.weight_decay, plan.clip, plan.seed, counts)
     identity = {**plan.settings, "lessons": hash_of([lesson.ids for lesson in lessons])}
     first = optimiser.restore(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
-    worker = _Worker(pupil, optimiser, loss_of)
+    worker = _Worker(pupil, optimiser, loss_of, plan.seed)
     watch = _Watch(checkpoint)
     pupil.model.train()
     for step, total, group in turns(lessons, plan, first):
@@ -123,8 +125,8 @@ def descend(
         rate = learning_rate_at(step, total, plan)
         rows = list(group if draw is None else draw(group, step))
         loss, norm = 0.0, 0.0
-        for _ in range(plan.updates if rows else 0):
-            loss = worker.backward(rows)
+        for update in range(plan.updates if rows else 0):
+            loss = worker.backward(rows, step, update)
             norm = optimiser.step(rate)
             watch.judge(loss, norm, step, total)
         tokens = sum(len(row.ids) for row in rows)
@@ -138,17 +140,25 @@ def descend(
 class _Worker:
     """Gradients of a batch, in as many parts as memory asks for, and by as many processes as there are."""
 
-    def __init__(self, pupil: Pupil, optimiser: Optimiser, loss_of: Callable[[Batch], torch.Tensor]) -> None:
+    def __init__(self, pupil: Pupil, optimiser: Optimiser, loss_of: Callable[[Batch], torch.Tensor], seed: int) -> None:
         self.pupil = pupil
+        self.seed = seed
+        self.drops = _drops(pupil.model)
         self.optimiser = optimiser
         self.loss_of = loss_of
         self.at_once = 0  # rows; 0 is all
         self.sharded = is_sharded(pupil.model)
 
-    def backward(self, rows: Sequence[Lesson]) -> float:
-        """Leaves the gradient of the mean loss in the weights; gives that loss."""
+    def backward(self, rows: Sequence[Lesson], step: int, update: int = 0) -> float:
+        """Leaves the gradient of the mean loss in the weights; gives it. What is dropped is drawn by the step."""
         own = share_of(rows)
         positions = _positions(rows)
+        if self.drops:
+            with _drawn_by(f"{self.seed} {step} {update}", self.pupil.device):
+                return self._summed(rows, own, positions)
+        return self._summed(rows, own, positions)
+
+    def _summed(self, rows: Sequence[Lesson], own: Sequence[Lesson], positions: int) -> float:
         if self.sharded:
             # All processes gather each block together: none may go in more parts than others, and one without a row
             # takes part all the same.
@@ -188,6 +198,23 @@ class _Worker:
             (loss * processes() if self.sharded else loss).backward()  # type: ignore[no-untyped-call]
             whole += loss.item()
         return whole
+
+
+def _drops(model: torch.nn.Module) -> bool:
+    """Whether a forward pass of this model in training draws random numbers."""
+    dropout = torch.nn.modules.dropout._DropoutNd
+    return any(
+        module.p > 0 if isinstance(module, dropout) else bool(getattr(module, "attention_dropout", 0))
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def _drawn_by(words: str, device: torch.device) -> Iterator[None]:
+    """Torch's own generators, which dropout draws from and nobody can pass in, begin as `words` say; then go back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(random.Random(words).getrandbits(63))
+        yield
 
 
 def _positions(rows: Sequence[Lesson]) -> int:

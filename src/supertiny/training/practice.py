@@ -52,7 +52,8 @@ class Practice:
             try:
                 tools = {tool.name: tool for tool in request.tools or self.tools}
                 answer = typed(self.form.decode(text), tools)
-                verdict = self.verify(request, answer.calls)
             except ValueError as error:
                 verdict = Verdict("fail", reason=f"not in the format: {error}")
+            else:  # a ValueError of the task's own hook is its author's to see
+                verdict = self.verify(request, answer.calls)
         return Sample(tuple(ids), tuple(logprobs), text, answer, verdict)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 from transformers import DynamicCache
 
 from supertiny.core.errors import UserError
@@ -62,7 +63,9 @@ def _judged(pupil: Pupil, prompt: Lesson, practice: Practice, line: _Line, stop:
         raise ValueError("a lesson without its example cannot be practised on")
     words = [token for token in line.ids if token != stop]
     text = pupil.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return practice.judged(prompt.example.request, line.ids, line.logprobs, text, line.ended)
+    # A runtime may stop at another special token: an answer that goes on after one is none.
+    whole = line.ended and not set(words) & set(pupil.tokenizer.all_special_ids)
+    return practice.judged(prompt.example.request, line.ids, line.logprobs, text, whole)
 
 
 @contextmanager
@@ -70,7 +73,8 @@ def _answering(pupil: Pupil) -> Iterator[None]:
     was_training = pupil.model.training
     pupil.model.eval()
     try:
-        with torch.inference_mode():
+        # Weights that are seen rounded are rounded once, not at every token.
+        with torch.inference_mode(), parametrize.cached():
             yield
     finally:
         pupil.model.train(was_training)

@@ -20,13 +20,21 @@ def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     if not train:
         raise UserError("prototype/train.jsonl is empty: nothing to learn from", "see prototype/pool.jsonl")
     base = huggingface_folder(settings.student, "transfer.student")
-    # Requests whose answer nobody trusted: a student that is nearly right may find them by itself.
-    known = {row.request.id for row in train}
-    pool = run.folder / "prototype" / "pool.jsonl"
-    rows = [Example.from_json(row) for row in read_rows(pool)] if pool.exists() else []
-    unanswered = [Example(row.request) for row in rows if row.request.id not in known]
+    unanswered = _unanswered(run.folder / "prototype", {row.request.id for row in train})
     floor = Course(settings, run, folder, "labelled_only", base).teach(run.task.labelled, settings.labelled_only)
     student = Course(settings, run, folder, "student", base, unanswered).teach(train, settings.learners)
     for scores in folder.glob(".teacher-*"):
         scores.unlink()
     return {"labelled_only": floor, "student": student}
+
+
+def _unanswered(prototype: Path, known: set[str]) -> list[Example]:
+    """Requests whose answer nobody trusted: a student that is nearly right may find it by itself.
+
+    What stands too near to valid or test is not asked either.
+    """
+    pool, rejected = prototype / "pool.jsonl", prototype / "rejected.jsonl"
+    dropped = [Example.from_json(row) for row in read_rows(rejected)] if rejected.exists() else []
+    leaks = {row.request.id for row in dropped if row.provenance.get("rejected", {}).get("by") == "leak_guard"}
+    rows = [Example.from_json(row) for row in read_rows(pool)] if pool.exists() else []
+    return [Example(row.request) for row in rows if row.request.id not in known | leaks]

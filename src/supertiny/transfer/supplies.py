@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of
 from supertiny.core.methods import build
 from supertiny.core.models import catalogue, path_of
@@ -40,10 +41,11 @@ class Supplies:
     def of(self, learner: Any, pupil: Pupil, lessons: Sequence[Lesson]) -> dict[str, Any]:
         """`practice`, `teacher` and `scores`, as far as the learner asks for them and the recipe has them."""
         needs = {word for need in getattr(learner, "needs", ()) for word in need.split("|")}
+        needs |= set(getattr(learner, "takes", ()))
         supplied: dict[str, Any] = {}
         if "practice" in needs:
             supplied["practice"] = self._practice(pupil)
-        if "live_teacher" in needs and isinstance(self.settings.teacher, str):
+        if "live_teacher" in needs and self.settings.teacher and isinstance(self.settings.teacher, str):
             supplied["teacher"] = self._teacher()
         elif "token_scores" in needs:
             supplied["scores"] = self._scores(pupil, lessons)
@@ -68,6 +70,9 @@ class Supplies:
             return Scores.open(path, lessons, None, prompts)
         engine = build("engines", block, "transfer.teacher").open()
         try:
+            if engine.price.is_billed:
+                problem = f"transfer.teacher: scores of {engine.name} would be paid beside the ledger and its budget"
+                raise UserError(problem, "take an engine that nobody bills, or let the student learn its answers alone")
             tokenizer = _tokenizer_of(block)
             scores = Scores.of_engine(engine, lessons, pupil.tokenizer, tokenizer, self.settings.top_k, prompts)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +125,7 @@ class Course:
     def _score(self, number: int, step: int, pupil: Pupil, scores: dict[str, float]) -> None:
         """Measures the pupil as it would be kept, and keeps it where none was better."""
         rounded = self.settings.quantization_aware
-        kept = pupil if rounded == "none" else replace(pupil, model=settled(pupil.model, rounded))
+        kept = _as_saved(pupil) if rounded == "none" else replace(pupil, model=settled(pupil.model, rounded))
         share = self._examine(kept)
         if share >= max(scores.values(), default=0.0):
             # Points of the grid have more digits than bfloat16 keeps.
@@ -178,7 +179,8 @@ class Course:
     def _is_stuck(self, scores: dict[str, float]) -> bool:
         in_order = [scores[key] for key in sorted(scores, key=int)]
         since_best = len(in_order) - 1 - in_order.index(max(in_order))
-        return since_best >= self.settings.patience
+        # Who is right nowhere yet has not begun to learn what is measured.
+        return max(in_order) > 0 and since_best >= self.settings.patience
 
     def _log(self, number: int, step: Step) -> None:
         try:
@@ -201,6 +203,18 @@ class Course:
         place = (self.name, number)
         rows = [r for r in self._logged() if (r["student"], r["learner"]) != place or r["step"] < step]
         write_rows(self.history, rows)
+
+
+def _as_saved(pupil: Pupil) -> Pupil:
+    """The pupil with its adapter merged and its weights rounded to bfloat16, in its own precision."""
+    stock = pupil.stock
+    if stock is pupil.model:
+        if next(stock.parameters()).dtype == torch.bfloat16:
+            return pupil
+        stock = copy.deepcopy(stock)
+    for weight in stock.parameters():  # not the buffers: rotary frequencies are float32 in every model
+        weight.data = weight.data.bfloat16().to(weight.dtype)
+    return replace(pupil, model=stock, adapter=None)
 
 
 def _keep(pupil: Pupil, best: Path, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from supertiny.training.lessons import Batch, Lesson
 from supertiny.training.loop import Plan, _Worker
-from supertiny.training.optimiser import _MOMENTS, Optimiser
+from supertiny.training.optimiser import _MOMENTS, Optimiser, counts_of
 from supertiny.training.pupil import Pupil
 
 
@@ -23,14 +23,19 @@ class Aligned:
     ) -> None:
         self.model, self.steps, self.share = pupil.model, steps, share
         self.optimiser = Optimiser(
-            list(pupil.model.parameters()), plan.learning_rate, plan.weight_decay, plan.clip, plan.seed
+            list(pupil.model.parameters()),
+            plan.learning_rate,
+            plan.weight_decay,
+            plan.clip,
+            plan.seed,
+            counts_of(pupil.model),
         )
-        self.worker = _Worker(pupil, self.optimiser, loss_of)
+        self.worker = _Worker(pupil, self.optimiser, loss_of, plan.seed)
         self.slow = [master.clone() for master in self.optimiser.masters] if steps else []
 
     def move(self, rows: Sequence[Lesson], rate: float, step: int) -> tuple[float, float]:
         self.model.train()
-        loss = self.worker.backward(rows)
+        loss = self.worker.backward(rows, step)
         norm = self.optimiser.step(rate)
         if self.steps and (step + 1) % self.steps == 0:
             with torch.no_grad():
@@ -44,7 +49,7 @@ class Aligned:
         found |= {f"slow.{i}": slow for i, slow in enumerate(self.slow)}
         for i, master in enumerate(self.optimiser.masters):
             found |= {f"{name}.{i}": value for name, value in self.optimiser.adam.state.get(master, {}).items()}
-        return found
+        return found | {f"count.{name}": tensor for name, tensor in self.optimiser.counts.items()}
 
     def take(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         for i, (master, live) in enumerate(zip(self.optimiser.masters, self.optimiser.live, strict=True)):
@@ -56,3 +61,5 @@ class Aligned:
                 self.optimiser.adam.state[master] = {name: value.to(master.device) for name, value in moments.items()}
         for i, slow in enumerate(self.slow):
             slow.copy_(tensors[f"slow.{i}"])
+        for name, count in self.optimiser.counts.items():
+            count.copy_(tensors[f"count.{name}"])

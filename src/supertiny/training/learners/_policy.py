@@ -21,6 +21,7 @@ from supertiny.training.rollout import roll_out
 
 _SPREAD = 1e-6  # rewards that differ by less teach nothing
 _EPSILON = 1e-4  # beside the spread of a group, so that a small one is not blown up
+_RIGHT = 0.9  # mean reward from which answers that are all alike are taken for right ones
 _ASKED_BEFORE = 32  # requests of the pre-flight
 
 
@@ -69,11 +70,13 @@ class Trials:
             f"{spread:.0%} of the requests have better and worse ones"
         )
         if spread < self.rules.least_signal:
-            fault = "all right" if mean > 0 else "all wrong"
+            fault = "all right" if mean > _RIGHT else "all wrong"
             raise UserError(
                 f"reinforcement has no signal: for {1 - spread:.0%} of {len(asked)} requests all {times} answers are "
                 f"worth the same (mean reward {mean:.2f}: nearly {fault})",
-                "leave this learner out" if mean > 0 else "teach by imitate first, or take a graded reward: similarity",
+                "leave this learner out"
+                if mean > _RIGHT
+                else "teach by imitate first, or take a graded reward: similarity",
             )
 
     def drawn(self, group: Sequence[Lesson], step: int) -> list[Lesson]:
@@ -122,7 +125,8 @@ def seed_of(*parts: int) -> int:
 
 
 def _has_gold(lesson: Lesson) -> bool:
-    return lesson.example is not None and lesson.example.answer is not None
+    answer = lesson.example.answer if lesson.example is not None else None
+    return answer is not None and answer.readable
 
 
 def _trials(lesson: Lesson, samples: Sequence[Sample], rewards: Sequence[float]) -> list[Trial]:

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from supertiny.core.errors import UserError
 from supertiny.core.methods import build
-from supertiny.training.align import on_teacher_support
+from supertiny.training.align import compared, on_teacher_support
+from supertiny.training.asking import TEXT_LEVEL
 from supertiny.training.learners._policy import seed_of
 from supertiny.training.lessons import Batch, Lesson, Trial
 from supertiny.training.loop import Plan, Step, descend
@@ -61,7 +63,9 @@ class DistilOnline:
         teacher: Pupil,
         practice: Practice,
     ) -> Iterator[Step]:
-        """Yields a record per step. Teacher and pupil must share a vocabulary."""
+        """Yields a record per step. Raises UserError before the first where teacher and pupil share no vocabulary."""
+        if compared(teacher.tokenizer, pupil.tokenizer) == "different":
+            raise UserError("the teacher has another tokenizer than the student", TEXT_LEVEL)
         divergence = build("divergences", self.divergence)
         teacher.model.eval()
 

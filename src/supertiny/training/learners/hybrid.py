@@ -8,6 +8,7 @@ teacher), not on the student's own.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from supertiny.core.errors import UserError
 from supertiny.core.methods import build
-from supertiny.training.align import on_teacher_support
+from supertiny.core.protocols import Divergence
+from supertiny.training.align import compared, on_teacher_support
+from supertiny.training.asking import TEXT_LEVEL
 from supertiny.training.learners._policy import PolicyLoss, Rules, Trials
 from supertiny.training.lessons import Batch, Lesson, Trial
 from supertiny.training.loop import Plan, Step, descend, steps_of
@@ -61,6 +65,7 @@ class Hybrid:
     """Largest norm of the gradient."""
 
     needs = ("practice",)
+    takes = ("live_teacher",)
 
     def fit(
         self,
@@ -73,48 +78,74 @@ class Hybrid:
         practice: Practice,
         teacher: Pupil | None = None,
     ) -> Iterator[Step]:
-        """Yields a record per step, with mean reward, share of requests with signal, and the policy's weight."""
+        """Yields a record per step, with mean reward, share of requests with signal, and the policy's weight.
+
+        Raises UserError before the first step where a live teacher has other tokens than the pupil.
+        """
+        if teacher is not None and compared(teacher.tokenizer, pupil.tokenizer) == "different":
+            raise UserError("the teacher has another tokenizer than the student", TEXT_LEVEL)
+        if teacher is not None:
+            teacher.model.eval()
         rules = Rules(self.reward, self.samples, self.temperature, self.redraws, 0.0, self.least_signal)
         trials = Trials(pupil, practice, rules, lessons, seed)
         if checkpoint is None or not checkpoint.exists():
             trials.check_signal()
-        policy = PolicyLoss(0.2, 0.28, 0.0, True, self.temperature)
-        divergence = build("divergences", self.divergence)
+        both = _Both(pupil, teacher, build("divergences", self.divergence), self.top_k, self.temperature)
         total = steps_of(len(lessons), self.rows, self.passes)
-        share = 0.0
 
         def draw(group: Sequence[Lesson], step: int) -> list[Lesson]:
-            nonlocal share
             along = step / max(1, total - 1)
-            share = (1 - along) * self.policy_share_first + along * self.policy_share_last
-            return [*group, *trials.drawn(group[: self.asked], step)]
+            both.share = (1 - along) * self.policy_share_first + along * self.policy_share_last
+            # A group stands in the order of its lengths: its first would always be the shortest.
+            asked = random.Random(f"{seed} {step}").sample(list(group), min(self.asked, len(group)))
+            rows = [*group, *trials.drawn(asked, step)]
+            both.count(rows)
+            return rows
 
-        def loss_of(batch: Batch) -> torch.Tensor:
-            logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
-            own = torch.tensor([isinstance(row, Trial) for row in batch.rows], device=logits.device)
-            mine = own[batch.row_of_position]
-            losses = torch.zeros_like(logits[:, 0])
-            if mine.any():
-                tried = Batch(batch.ids, batch.mask, batch.wanted & own[:, None], batch.targets[mine], batch.rows)
-                losses[mine] = share * policy(logits[mine], tried)
-            if not mine.all():
-                known = (1 - share) * _known(logits[~mine], batch, ~mine)
-                losses[~mine] = known
-            return _balanced(losses, mine)
-
-        def _known(logits: torch.Tensor, batch: Batch, places: torch.Tensor) -> torch.Tensor:
-            if teacher is None:
-                return torch.nn.functional.cross_entropy(logits, batch.targets[places], reduction="none")
-            with torch.no_grad():
-                wise = teacher.logits_at(batch.ids, batch.mask, batch.wanted)[places]
-            apart: torch.Tensor = divergence(*on_teacher_support(wise, logits, self.top_k))
-            return apart
-
-        told = lambda: {**trials.told, "policy_share": share}  # noqa: E731
-        return descend(pupil, lessons, Plan.of(self, seed), loss_of, checkpoint, every, draw, told)
+        told = lambda: {**trials.told, "policy_share": both.share}  # noqa: E731
+        return descend(pupil, lessons, Plan.of(self, seed), both, checkpoint, every, draw, told)
 
 
-def _balanced(losses: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-    """The sum of both parts' means, so that eight answers a request do not outweigh the teacher's one."""
-    parts = [losses[places].mean() for places in (mine, ~mine) if places.any()]
-    return torch.stack(parts).sum()
+@dataclass
+class _Both:
+    """The loss of a batch of taught answers and the student's own: the sum of both kinds' means over the step.
+
+    So many own answers outweigh no taught one. By counts of the whole step, so that a batch in parts is worth the same.
+    """
+
+    pupil: Pupil
+    teacher: Pupil | None
+    divergence: Divergence
+    top_k: int
+    temperature: float
+    share: float = 0.0
+    own: int = 0
+    taught: int = 0
+
+    def __post_init__(self) -> None:
+        self.policy = PolicyLoss(0.2, 0.28, 0.0, True, self.temperature)
+
+    def count(self, rows: Sequence[Lesson]) -> None:
+        """Answer tokens of the step, by who wrote them."""
+        lengths = [(isinstance(row, Trial), len(row.ids) - row.answer_start) for row in rows]
+        self.own = sum(length for own, length in lengths if own)
+        self.taught = sum(length for own, length in lengths if not own)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        logits = self.pupil.logits_at(batch.ids, batch.mask, batch.wanted)
+        own = torch.tensor([isinstance(row, Trial) for row in batch.rows], device=logits.device)
+        mine = own[batch.row_of_position]
+        losses = torch.zeros_like(logits[:, 0])
+        if mine.any():
+            tried = Batch(batch.ids, batch.mask, batch.wanted & own[:, None], batch.targets[mine], batch.rows)
+            losses[mine] = (1 + self.taught / self.own) * self.share * self.policy(logits[mine], tried)
+        if not mine.all():
+            losses[~mine] = (1 + self.own / self.taught) * (1 - self.share) * self._known(logits[~mine], batch, ~mine)
+        return losses.mean()
+
+    def _known(self, logits: torch.Tensor, batch: Batch, here: torch.Tensor) -> torch.Tensor:
+        if self.teacher is None:
+            return torch.nn.functional.cross_entropy(logits, batch.targets[here], reduction="none")
+        with torch.no_grad():
+            wise = self.teacher.logits_at(batch.ids, batch.mask, batch.wanted)[here]
+        return self.divergence(*on_teacher_support(wise, logits, self.top_k))

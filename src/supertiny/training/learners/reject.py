@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from pydantic import Field
 from supertiny.core.files import read_json, write_json
 from supertiny.core.scoring import is_exact, plain_call
 from supertiny.training.learners._policy import seed_of
-from supertiny.training.lessons import Batch, Lesson
+from supertiny.training.lessons import Batch, Lesson, grouped
 from supertiny.training.loop import Plan, Step, descend, steps_of
 from supertiny.training.practice import Practice, Sample
 from supertiny.training.pupil import Pupil
@@ -31,16 +32,16 @@ from supertiny.training.rollout import roll_out
 
 @dataclass(frozen=True)
 class Reject:
-    """Each pass is a round: `samples` answers to every request, kept ones join the lessons, one pass over both.
+    """Each pass is a round: `samples` answers to every request, kept ones join the lessons, and both are learned.
 
-    To a request with a trusted answer only samples that say the same are kept, in whatever spelling; to one without,
+    To a request with a trusted answer only samples that say the same are kept, in other spellings; to one without,
     the answer on which the samples agree, if the verifier does not fail it.
     """
 
     learning_rate: float = 1e-4
     """Peak of the cosine schedule."""
     passes: int = 2
-    """Rounds; in each, every lesson and every kept answer is seen once."""
+    """Rounds; each has as many steps as there are requests, answered or not, over lessons and kept answers."""
     rows: int = 16
     """Rows of a batch."""
     samples: Annotated[int, Field(ge=1)] = 8
@@ -69,24 +70,28 @@ class Reject:
         """Yields a record per step, with the number of kept answers; kept ones stand in files beside `checkpoint`."""
         asked = [*lessons, *practice.unanswered]
         per_round = steps_of(len(asked), self.rows, 1)
-        kept: list[Lesson] = []
+        kept: list[Lesson] | None = None
+        rows: list[Lesson] = []
+        starts: list[int] = []  # of each step's rows in the round
 
         def draw(group: Sequence[Lesson], step: int) -> list[Lesson]:
-            nonlocal kept
+            nonlocal kept, rows, starts
             number, place = divmod(step, per_round)
             known = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-round-{number}.json")
-            if place == 0 or not kept:
+            if place == 0 or kept is None:
                 kept = self._kept(pupil, lessons, practice, seed_of(seed, number), known)
-            rows = [*lessons, *kept]
-            random.Random(f"{seed} {number}").shuffle(rows)
-            # As many steps as there are requests: what is kept is fewer, so that a round ends with some seen again.
-            return [rows[(place * self.rows + n) % len(rows)] for n in range(len(group))]
+                rows = [*lessons, *kept]
+                random.Random(f"{seed} {number}").shuffle(rows)
+                # A group may be shorter than the others wherever it stands, and a resume begins anywhere.
+                starts = [0, *accumulate(map(len, grouped(asked, self.rows, seed + number)))]
+            # As many rows as there are requests: where fewer are at hand, a round ends with some seen again.
+            return [rows[(starts[place] + n) % len(rows)] for n in range(len(group) if rows else 0)]
 
         def loss_of(batch: Batch) -> torch.Tensor:
             logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted)
             return torch.nn.functional.cross_entropy(logits, batch.targets)
 
-        told = lambda: {"kept": float(len(kept))}  # noqa: E731
+        told = lambda: {"kept": float(len(kept or ()))}  # noqa: E731
         return descend(pupil, asked, Plan.of(self, seed), loss_of, checkpoint, every, draw, told)
 
     def _kept(
@@ -102,25 +107,35 @@ class Reject:
         found = [
             (place, Lesson((*lesson.ids[: lesson.answer_start], *sample.ids), lesson.answer_start, lesson.example))
             for place, (lesson, samples) in enumerate(zip(asked, written, strict=True))
-            for sample in self._right(lesson, samples, practice)
+            for sample in self._right(pupil, lesson, samples, practice)
         ]
-        pupil.note(f"  {len(found)} answers kept, to requests without a trusted one among them")
+        new = sum(place >= len(lessons) for place, _ in found)
+        pupil.note(f"  {len(found)} answers kept, {new} of them to requests without a trusted one")
         if known is not None:
             write_json(known, [{"of": place, "ids": list(row.ids), "start": row.answer_start} for place, row in found])
         return [lesson for _, lesson in found]
 
-    def _right(self, lesson: Lesson, samples: Sequence[Sample], practice: Practice) -> list[Sample]:
-        """Samples to learn from, no two of the same words."""
+    def _right(self, pupil: Pupil, lesson: Lesson, samples: Sequence[Sample], practice: Practice) -> list[Sample]:
+        """Samples to learn from, no two of the same text, none of the text that the lesson has already."""
         example = lesson.example
         tools = {tool.name: tool for tool in (example.request.tools if example else ()) or practice.tools}
-        unique: dict[tuple[int, ...], Sample] = {sample.ids: sample for sample in samples}
         if example is not None and example.answer is not None:
             gold = example.answer.calls
-            own = tuple(lesson.ids[lesson.answer_start :])
-            return [s for s in unique.values() if s.answer and is_exact(s.answer, gold, tools) and s.ids != own]
+            # By text: other tokens of the same text would teach a spelling in tokens that no tokenizer makes.
+            unique = {sample.text: sample for sample in samples}
+            unique.pop(_text_of(pupil, lesson, practice), None)
+            return [s for s in unique.values() if s.answer and is_exact(s.answer, gold, tools)]
         said: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             if sample.answer is not None and sample.verdict.outcome != "fail":
                 said[json.dumps(sorted(plain_call(call, tools) for call in sample.answer.calls))].append(sample)
         most = max(said.values(), key=len, default=[])
         return most[:1] if len(most) >= self.least_votes * len(samples) else []
+
+
+def _text_of(pupil: Pupil, lesson: Lesson, practice: Practice) -> str:
+    """The lesson's own answer, as a sample of the same tokens would read."""
+    stop = pupil.id_of(practice.form.stop)
+    words = [token for token in lesson.ids[lesson.answer_start :] if token != stop]
+    text: str = pupil.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

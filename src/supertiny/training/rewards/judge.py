@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.protocols import Engine
 from supertiny.core.records import Answer, Completion, Example, Grammar, Prompt, Sampling, said
@@ -45,6 +46,9 @@ class Judge:
     def _opened(self) -> Engine:
         is_block = isinstance(self.engine, str | Mapping)
         opened: Engine = build("engines", self.engine).open() if is_block else self.engine
+        if is_block and opened.price.is_billed:
+            problem = f"the reward judge would ask {opened.name} at every step, beside the ledger and its budget"
+            raise UserError(problem, "take an engine that nobody bills: openvino, llama_cpp or torch")
         return opened
 
     def __call__(self, example: Example, samples: Sequence[Sample]) -> list[float]:
