@@ -124,7 +124,7 @@ class Learner(Protocol):
 
     `pupil` is a training.pupil.Pupil, `lessons` are training.lessons.Lesson. The class attribute `needs` names further
     keywords of `fit`: "live_teacher" (`teacher`, a Pupil), "token_scores" (`scores`, a training.scores.Scores of the
-    lessons in order), "practice" (`practice`, a training.practice.Practice); `takes` those that it uses where there are any.
+    lessons in order), "practice" (`practice`, a training.practice.Practice); `takes` those that it can do without.
     """
 
     passes: int
