@@ -2,8 +2,7 @@
 
 Paper: Xu et al., KDRL: unified knowledge distillation and reinforcement learning, 2025, arXiv:2506.02208.
 Use when: reinforcement alone forgets, or starts with few right answers; the weight moves from teacher to reward.
-Differs from the paper: distillation is on the teacher's answers (cross-entropy, or a divergence where there is a live
-teacher), not on the student's own.
+Differs from the paper: distillation is on the teacher's answers, not on the student's own.
 """
 
 from __future__ import annotations
@@ -78,13 +77,13 @@ class Hybrid:
         practice: Practice,
         teacher: Pupil | None = None,
     ) -> Iterator[Step]:
-        """Yields a record per step, with mean reward, share of requests with signal, and the policy's weight.
+        """Yields a record per step, with rewards and the policy's weight.
 
         Raises UserError before the first step where a live teacher has other tokens than the pupil.
         """
-        if teacher is not None and compared(teacher.tokenizer, pupil.tokenizer) == "different":
-            raise UserError("the teacher has another tokenizer than the student", TEXT_LEVEL)
         if teacher is not None:
+            if compared(teacher.tokenizer, pupil.tokenizer) == "different":
+                raise UserError("the teacher has another tokenizer than the student", TEXT_LEVEL)
             teacher.model.eval()
         rules = Rules(self.reward, self.samples, self.temperature, self.redraws, 0.0, self.least_signal)
         trials = Trials(pupil, practice, rules, lessons, seed)
@@ -110,7 +109,7 @@ class Hybrid:
 class _Both:
     """The loss of a batch of taught answers and the student's own: the sum of both kinds' means over the step.
 
-    So many own answers outweigh no taught one. By counts of the whole step, so that a batch in parts is worth the same.
+    Counts are of the whole step, so that a batch in parts is worth the same.
     """
 
     pupil: Pupil
