@@ -36,6 +36,7 @@ SECTIONS: dict[str, Any] = {
         "recovery_rows": 8,
         "calibration_rows": 8,
         "parity": 0.0,
+        "gate": {"margin": 1.0, "trust_margin": 1.0, "trust_rows": 0},
         "max_tokens": 24,
     },
     "serve": {"max_tokens": 24},
