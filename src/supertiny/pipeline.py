@@ -205,6 +205,9 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
         if run.is_done(stage, key):
             run.progress.note(f"[{number}/{len(STAGES)}] {stage}: done before, nothing to do")
             continue
+        if stage == "serve" and only is None and not _is_served(run):
+            run.progress.note(f"[{number}/{len(STAGES)}] serve: left out, no engine here opens the artifact; vLLM may")
+            continue
         run.progress.note(f"[{number}/{len(STAGES)}] {stage}")
         run.do(stage, key, partial(_work, stage, settings, run))
 
@@ -249,14 +252,21 @@ def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Ma
 
 def answerers(settings: Mapping[str, Any], run: Run) -> dict[str, Callable[[], Answerer]]:
     """Everything that answers the task's requests, by its name in the report; each is opened when it is asked for."""
+    served = {"artifact": partial(_open_artifact, run)} if _is_served(run) else {}
     return {
         "tfidf_floor": partial(_open_floor, run),
         "labelled_only": partial(_open_student, settings, run, "labelled_only"),
         "plain_prompt": partial(_open_teacher, settings, run, "plain_of"),
         "pipeline": partial(_open_teacher, settings, run, "pipeline_of"),
         "student": partial(_open_student, settings, run, "student"),
-        "artifact": partial(_open_artifact, run),
+        **served,
     }
+
+
+def _is_served(run: Run) -> bool:
+    from supertiny.core.artifact import opens_here
+
+    return opens_here(run.folder / "compress" / "artifact")
 
 
 def _open_floor(run: Run) -> Answerer:

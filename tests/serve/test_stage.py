@@ -94,3 +94,14 @@ def test_a_broken_serve_json_is_told(made):
     (given.folder / "serve" / "serve.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="run the serve stage again|not what the serve stage wrote"):
         Service.read(given.folder)
+
+
+def test_an_artifact_that_no_engine_here_opens_is_told(made):
+    given, opened = made
+    folder = given.folder / "compress" / "artifact"
+    (folder / "model.gguf").rename(folder / "model.safetensors")
+    Artifact.of(folder, "compact", "int4", 3).save_card()
+    with pytest.raises(UserError, match=r"no engine here opens .*model\.safetensors \(int4\)") as told:
+        run(Settings(), given, given.folder / "serve")
+    assert "vLLM" in told.value.hint
+    assert not opened

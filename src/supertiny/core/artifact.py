@@ -14,9 +14,14 @@ _MODEL = "model.gguf"
 _OTHER = "model.safetensors"  # of the exporters that write a folder for vLLM or for keeping
 
 
+def opens_here(folder: Path) -> bool:
+    """Whether an engine of ours opens the artifact in the folder; one of safetensors is for vLLM, or for keeping."""
+    return not (folder / _OTHER).is_file()
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """What the compress stage makes and the serve stage serves; opens in llama.cpp and OpenVINO GenAI as it stands."""
+    """What the compress stage makes; a GGUF opens in llama.cpp and OpenVINO GenAI as it stands, and is served."""
 
     folder: Path
     format: Any

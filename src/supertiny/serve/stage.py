@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supertiny.core.artifact import Artifact
+from supertiny.core.artifact import Artifact, opens_here
+from supertiny.core.errors import UserError
 from supertiny.core.run import Run
 from supertiny.serve.service import Service, open_artifact
 from supertiny.serve.settings import Settings
@@ -19,6 +20,9 @@ _ARTIFACT = "compress/artifact"
 def run(settings: Settings, run: Run, folder: Path) -> dict[str, Any]:
     """Writes serve.json. Raises UserError where the artifact is broken; what its engine raises is passed on."""
     artifact = Artifact.open(run.folder / _ARTIFACT)
+    if not opens_here(artifact.folder):
+        problem = f"no engine here opens {artifact.model} ({artifact.type})"
+        raise UserError(problem, "serve its folder with vLLM, or end compress.steps with gguf")
     service = Service(run.task.name, _ARTIFACT, artifact.format, settings, run.task.tools, run.task.description)
     _ = service.routing  # a router that cannot be built is told here, not when the server starts
     row = run.task.valid[0]

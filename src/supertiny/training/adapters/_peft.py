@@ -37,6 +37,22 @@ def wrapped_by_peft(model: Any, config: Any, seed: int) -> Any:
             raise UserError(f"the adapter does not fit the student: {error}", "see its `targets`") from error
 
 
+def low_rank(method: Any, model: Any, seed: int, **more: Any) -> Any:
+    """A PeftModel of LoRA's family; `method` has rank, alpha, dropout and targets, `more` is what sets it apart."""
+    from peft import LoraConfig
+
+    targets = targets_of(model, method.targets)
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        **more,
+    )
+    return wrapped_by_peft(model, config, seed)
+
+
 def merged_by_peft(model: Any) -> Any:
     """The model that was wrapped, with the learned change in its own weights and all of them free to learn."""
     stock = model.merge_and_unload()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from supertiny.training.adapters._peft import merged_by_peft, targets_of, wrapped_by_peft
+from supertiny.training.adapters._peft import low_rank, merged_by_peft
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,7 @@ class Rslora:
     """Names of the linear layers that are adapted; none is all but the head."""
 
     def wrap(self, model: Any, seed: int) -> Any:
-        from peft import LoraConfig
-
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type] # PEFT divides by it, whatever its kind
-            lora_dropout=self.dropout,
-            target_modules=targets_of(model, self.targets),
-            task_type="CAUSAL_LM",
-            use_rslora=True,
-        )
-        return wrapped_by_peft(model, config, seed)
+        return low_rank(self, model, seed, use_rslora=True)
 
     def merge(self, model: Any) -> Any:
         return merged_by_peft(model)
