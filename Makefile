@@ -50,7 +50,7 @@ demo: models ## run the smart-home example end to end; run it again after a stop
 	@echo "demo: $(RECIPE) -> $(RUN)"
 	@$(SUPERTINY) run $(RECIPE) --folder $(RUN)
 
-check: setup ## format, lint, types, house rules, laws and fast tests (under a minute)
+check: setup ## format, lint, types, house rules, laws and fast tests (some minutes)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory -j2 --output-sync=target types fast
 	@echo "check: all well"

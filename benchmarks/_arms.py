@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks._pupils import Cell
 
 STUDENT = "smollm2-135m-instruct-q4_1"
-IMITATE = {"method": "imitate", "learning_rate": 3e-4, "passes": 4, "rows": 16}
+IMITATE = {"method": "imitate", "learning_rate": 3e-4, "passes": 3, "rows": 16}
 QUICK = {"passes": 1, "rows": 8, "asked": 2, "samples": 2, "redraws": 0}  # of a learner's settings, where it has them
 
 
@@ -36,7 +36,7 @@ class Arm:
     on: str = ""
     """The arm whose student of the same seed it goes on with; the untaught student where it is empty."""
     taught_by: str = ""
-    """The arm whose students of all seeds teach together; what they agree on of the other requests is learned too."""
+    """The arm whose students of several seeds teach together; what they agree on of other requests is learned too."""
     needs: tuple[str, ...] = ("pool",)
     """Of the teacher's answers."""
 
@@ -91,6 +91,11 @@ class Place:
     quick: bool = False
     progress: Progress = field(default_factory=Progress)
 
+    @property
+    def committee(self) -> Sequence[int]:
+        """Seeds whose students teach together: two at least, since a single one would be taught by itself."""
+        return self.seeds if len(self.seeds) > 1 or self.quick else (*self.seeds, self.seeds[0] + 1)
+
     def rows(self, lessons: str) -> list[Example]:
         """Labelled rows, and the pool's as the arm's `lessons` say."""
         more = {"none": [], "unverified": self.taught.unverified, "verified": self.taught.verified}
@@ -139,6 +144,10 @@ def _results(place: Place, arm: Arm) -> dict[int, Result]:
     from benchmarks._pupils import done
 
     title = f"{place.task.name}, {arm.name}, seed"
+    if arm.taught_by:
+        for seed in place.committee:
+            teacher = cell_of(place, BY_NAME[arm.taught_by], seed)
+            done(teacher, place.folder, place.progress, f"{place.task.name}, {arm.taught_by}, seed {seed}")
     cells = {seed: cell_of(place, arm, seed) for seed in place.seeds}
     return {seed: done(cell, place.folder, place.progress, f"{title} {seed}") for seed, cell in cells.items()}
 
@@ -159,7 +168,7 @@ def cell_of(place: Place, arm: Arm, seed: int) -> Cell:
         place.rows(arm.lessons),
         student_of(arm.on, seed) if arm.on else None,
         place.taught.unanswered if arm.on else (),
-        tuple(student_of(arm.taught_by, other) for other in place.seeds) if arm.taught_by else (),
+        tuple(student_of(arm.taught_by, other) for other in place.committee) if arm.taught_by else (),
         exams=1 if place.quick else 4,
         keeps=arm.name in BUILT_ON,
     )

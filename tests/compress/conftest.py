@@ -43,7 +43,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
     stand_in = Gate(0)
     monkeypatch.setattr(Room, "open", lambda room, block, model: Engine(block))
-    monkeypatch.setattr(Room, "examine", lambda room, engine: stand_in.examine(room, engine))
+    monkeypatch.setattr(Room, "examine", lambda room, engine, timed=True: stand_in.examine(room, engine))
     monkeypatch.setattr(Room, "answers", lambda room, engine, requests: [Answer() for _ in requests])
     monkeypatch.setattr(Room, "check_prompts", lambda room, engine, tokenizer: None)
     return stand_in

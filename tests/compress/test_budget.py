@@ -14,6 +14,9 @@ def test_units_are_read() -> None:
     assert Budget.read("bytes<=60MB, p50<=25ms, drop<=1pt") == Budget(60e6, 0.025, 0.01)
     assert Budget.read("bytes ≤ 2 MiB,p50<1.5s,drop<=0%") == Budget(2 * 2**20, 1.5, 0.0)
     assert Budget.read("parameters<=100M") == Budget(parameters=1e8)
+    assert (
+        Budget.read(" bytes  <= 60 MB ,p50 <= 0.025 s") == Budget.read("bytes<=60MB,p50<=25ms") == Budget(60e6, 0.025)
+    )
     assert Budget.read("bytes<=60mb").limits() == {"bytes": 60e6}
 
 
@@ -37,6 +40,10 @@ def test_what_is_told_can_be_typed() -> None:
         ("drop<=-1pt", "at least 0"),
         ("p50<=1.2.3ms", "no number"),
         ("bytes<=1MB, bytes<=2MB", "twice"),
+        ("bytes<=1MB, bytes <= 1 MB", "twice"),
+        ("bytes<=1e308GB", "above 0; found 1e308"),
+        ("p50<=nan ms", "above 0; found nan"),
+        ("bytes<=60MB,", "'' is no limit"),
     ],
 )
 def test_a_mistake_is_told(text: str, told: str) -> None:
@@ -67,6 +74,7 @@ def test_values_are_written_with_their_units() -> None:
         "1.5pt",
     ]
     assert written("parameters", 135e6) == "135M"
+    assert written("p50", 0.9996) == "1s"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,32 @@ def test_confidence_that_no_longer_means_anything_is_told() -> None:
     assert Gate().judge(Sitting(right, None), Sitting(right, known), 0)["trust"] == []
 
 
-def test_without_rows_there_is_nothing_to_hold() -> None:
-    assert Gate().judge(Sitting(()), Sitting(()), 0)["promoted"]
+def test_without_rows_there_is_nothing_to_hold_but_trust() -> None:
+    verdict = Gate().judge(Sitting(()), Sitting(()), 0)
+    assert (verdict["promoted"], verdict["exact"]) == (True, None)
+    before, after = (Sitting((), meters={"refusal_general": hits(wrong, 24)}) for wrong in (0, 20))
+    verdict = Gate().judge(before, after, 0)
+    assert verdict["broke"][0].startswith("refusal_general went from 100.0 to 16.7 %")
+
+
+def test_confidence_that_is_no_number_is_none() -> None:
+    right, sure = hits(10), (0.95,) * N
+    broken = (float("nan"),) * N
+    verdict = Gate().judge(Sitting(right, sure), Sitting(right, broken), 0)
+    assert verdict["broke"][0].startswith("calibration went from 91.0 to 5.0 %")
+    assert Gate().judge(Sitting(right, broken), Sitting(right, sure), 0)["promoted"]
+    assert Gate().judge(Sitting(right, broken), Sitting(right, broken), 0)["promoted"]
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_all_equal_answers_are_promoted_at_any_margin(margin: float) -> None:
+    for one in (hits(0), hits(N), hits(0, 1), hits(1, 1)):
+        assert Gate(margin=margin, trust_margin=margin).judge(Sitting(one), Sitting(one), 0)["promoted"]
+
+
+def test_rows_that_do_not_pair_are_no_verdict() -> None:
+    with pytest.raises(ValueError, match="cannot pair"):
+        Gate().judge(Sitting(hits(0)), Sitting(hits(0, 10)), 0)
 
 
 def test_mcnemar_is_the_exact_binomial() -> None:

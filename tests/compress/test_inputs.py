@@ -52,6 +52,29 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     assert torch.equal(dead, torch.eye(3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_matrices_that_share_inputs_share_the_factor(ordered: bool) -> None:
+    inputs = Inputs.of(STATES)
+    factor, order = inputs.factor(0.01, ordered), inputs.order(ordered)
+    assert inputs.factor(0.01, ordered) is factor
+    assert torch.equal(factor, inverse_factor(inputs.damped(0.01)[order][:, order]))
+    assert not torch.equal(inputs.factor(0.1, ordered), factor)
+    assert not torch.equal(inputs.factor(0.01, not ordered), factor)
+    falling = inputs.second[order].diff() <= 0
+    assert bool(falling.all()) is ordered
+    assert sorted(order.tolist()) == list(range(12))
+    torch.testing.assert_close(inputs.gram, Inputs.of(STATES).gram, rtol=0, atol=0)  # damping left it alone
+
+
+def test_the_factor_of_many_columns_is_made_in_halves_and_the_same() -> None:
+    width = 300
+    states = torch.randn(400, width, generator=torch.Generator().manual_seed(2)) * torch.linspace(0.1, 3, width)
+    damped = Inputs.of(states).damped(0.01)
+    factor = inverse_factor(damped).double()
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(width, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
 def test_what_cannot_be_used_is_told() -> None:
     with pytest.raises(UserError, match="no calibration token"):
         Gathering(4).inputs()

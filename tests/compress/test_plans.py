@@ -95,6 +95,37 @@ def test_what_the_task_cannot_spare_is_not_dropped_first() -> None:
     assert gptq["skip"] == ["*.down_proj"]
 
 
+def fitted(on_grid: bool) -> dict[bool, set[str]]:
+    """Whether plans of q4_0 without single types have gptq, by whether they cut: the names of those that have it."""
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for plan in plans(SHAPE, sensitivity(), on_grid):
+        methods = [step["method"] for step in plan.steps]
+        if plan.type == "q4_0" and "types" not in plan.steps[-1]:
+            found["drop_blocks" in methods or "narrow" in methods] |= {plan.name} if "gptq" in methods else set()
+        assert plan.type == "q4_0" or "gptq" not in methods
+        assert "gptq" not in methods or methods[-2] == "gptq"
+    return found
+
+
+def test_gptq_is_left_out_only_where_the_recovery_trains_on_the_grid() -> None:
+    assert fitted(on_grid=True)[True] == set()
+    assert fitted(on_grid=False)[True] == {
+        plan.name
+        for plan in plans(SHAPE, sensitivity())
+        if plan.type == "q4_0"
+        and {"drop_blocks", "narrow"} & {step["method"] for step in plan.steps}
+        and "types" not in plan.steps[-1]
+    }
+    assert fitted(on_grid=True)[False] == fitted(on_grid=False)[False]
+
+
+def test_rows_that_no_block_fills_are_not_fitted() -> None:
+    odd = replace(SHAPE, channels=1500)
+    (step, _) = baselines(odd)[1].steps
+    assert step == {"method": "gptq", "grid": "q4_0", "skip": ["*.down_proj"]}
+    assert [one["method"] for one in baselines(Shape(2, 70, 90, 70, 35, 100, True))[1].steps] == ["gguf"]
+
+
 def test_a_tokenizer_that_cannot_be_trimmed_is_left() -> None:
     made = plans(SHAPE, sensitivity(vocabulary=None))
     assert all(step["method"] != "trim_vocabulary" for plan in made for step in plan.steps)

@@ -13,7 +13,8 @@ import torch
 from supertiny.compress.exporters import _gguf_grid
 from supertiny.compress.inputs import Inputs
 from supertiny.compress.packed import LEVELS, Packed, unpack_trits
-from supertiny.compress.quantizers._grids import Grid, LlamaType
+from supertiny.compress.quantizers import _grids
+from supertiny.compress.quantizers._grids import Grid, LlamaType, Zero
 from supertiny.core.methods import build
 from supertiny.training.grid import round_q4_0
 
@@ -30,6 +31,13 @@ def signal_to_noise(block: Any, weight: torch.Tensor = GAUSSIAN) -> float:
     """In dB."""
     lost = (quantized(block, weight).restored() - weight).square().sum()
     return float(10 * torch.log10(weight.square().sum() / lost))
+
+
+def crowded(width: int, factors: int = 24) -> Inputs:
+    """A few factors move all inputs, and each moves a little by itself."""
+    draw = torch.Generator().manual_seed(1)
+    states = torch.randn(1500, factors, generator=draw) @ torch.randn(factors, width, generator=draw)
+    return Inputs.of(states + 0.5 * torch.randn(1500, width, generator=draw))
 
 
 def correlated(width: int, tokens: int = 1500, seed: int = 1) -> Inputs:
@@ -147,6 +155,61 @@ def test_gptq_makes_up_for_what_was_lost(ordered: bool) -> None:
     searched = grid.values(grid.codes(groups, points), points).reshape(weight.shape)
     restored = quantized({"method": "gptq", "bits": 3, "ordered": ordered}, weight, seen).restored()
     assert seen.output_error(weight, restored).sum() < 0.8 * seen.output_error(weight, searched).sum()
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", {"method": "wanda", "pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    "way",
+    [{"bits": 4}, {"bits": 3, "zero": "integer"}, {"bits": 2, "group": 32}, {"grid": "q4_0"}, {"grid": "q8_0"}],
+    ids=str,
+)
+def test_gptq_keeps_the_zeros_of_a_pruned_matrix(pruner: Any, way: dict[str, Any], ordered: bool) -> None:
+    """And still loses less than plain rounding, which keeps them by itself."""
+    seen = crowded(192)
+    pruned = build("pruners", pruner).prune(GAUSSIAN[:48, :192] * 0.03, seen, 0.5)
+    gone = pruned == 0
+    restored = quantized({"method": "gptq", "ordered": ordered, **way}, pruned, seen).restored()
+    assert (restored[gone] == 0).all()
+    bits, group = {"q4_0": (4, 32), "q8_0": (8, 32)}.get(way.get("grid", ""), (way.get("bits"), way.get("group", 64)))
+    plain = quantized({"method": "rtn", "bits": bits, "group": group, "zero": way.get("zero", "middle")}, pruned)
+    assert (plain.restored()[gone] == 0).all()
+    simple = seen.output_error(pruned, plain.restored()).sum()
+    assert seen.output_error(pruned, restored).sum() < 0.6 * simple
+
+
+def test_zeros_that_gptq_keeps_cost_less_when_what_follows_knows_of_them() -> None:
+    """The same mask laid over the result of a rounding that did not know it."""
+    seen = crowded(192)
+    pruned = build("pruners", "magnitude").prune(GAUSSIAN[:48, :192], seen, 0.5)
+    nearly = torch.where(pruned == 0, 1e-20, pruned)
+    joint, apart = (quantized({"method": "gptq", "bits": 3}, each, seen).restored() for each in (pruned, nearly))
+    assert (apart[pruned == 0] != 0).any()
+    masked = seen.output_error(pruned, apart * (pruned != 0)).sum()
+    assert seen.output_error(pruned, joint).sum() < 0.9 * masked
+
+
+def test_an_offset_grid_has_no_zero_for_gptq_to_keep() -> None:
+    seen = correlated(192)
+    pruned = build("pruners", "wanda").prune(GAUSSIAN[:48, :192], seen, 0.5)
+    restored = quantized({"method": "gptq", "zero": "offset"}, pruned, seen).restored()
+    back = restored[pruned == 0].abs()
+    assert (back != 0).any()
+    assert back.mean() < 0.2 * restored[pruned != 0].abs().mean()
+
+
+@pytest.mark.parametrize("zero", ["middle", "integer", "offset"])
+def test_a_search_in_parts_is_the_search_at_once(zero: Zero, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid(3, 32, zero)
+    groups = grid.groups(GAUSSIAN[:20])
+    whole = grid.fitted(groups)
+    monkeypatch.setattr(_grids, "_NUMBERS", 1)
+    for part, other in zip(grid.fitted(groups), whole, strict=True):
+        torch.testing.assert_close(part, other)
+    lost, plain = (
+        (grid.values(grid.codes(groups, p), p) - groups).square().sum() for p in (whole, grid.plain(groups)[1])
+    )
+    assert lost < 0.95 * plain
 
 
 def test_the_dead_zone_of_gaussian_weights_is_known() -> None:

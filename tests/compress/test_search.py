@@ -9,7 +9,10 @@ import pytest
 
 from supertiny.compress import search as searching
 from supertiny.compress.budget import Budget
-from supertiny.compress.plans import Plan
+from supertiny.compress.examining import Room
+from supertiny.compress.gate import Sitting
+from supertiny.compress.plans import Plan, Shape
+from supertiny.compress.plans import plans as planned
 from supertiny.compress.search import FOLDER, point_folders, search
 from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
@@ -46,6 +49,18 @@ def test_each_point_is_an_artifact_and_the_best_within_the_budget_is_chosen(run:
     assert whole.parameters == outcome["student"]["parameters"]
 
 
+def test_no_request_is_put_to_the_student_twice(run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def sit(room: Room, engine: Any, paper: Any, probes: Any) -> Sitting:
+        asked.append(1)
+        return Sitting((1.0,) * 4)
+
+    monkeypatch.setattr(Room, "sit", sit)
+    outcome = searched(run, count=0)
+    assert len(asked) == 1 + len(outcome["points"])
+
+
 def test_what_was_measured_is_not_measured_again(run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     first = searched(run, "bytes<=1MB")
 
@@ -58,6 +73,24 @@ def test_what_was_measured_is_not_measured_again(run: Run, gate: Gate, monkeypat
     assert again == first
     other = searched(run, "bytes<=2MB", count=0)
     assert {point["name"] for point in other["points"]} == {point["name"] for point in first["points"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [({}, True), ({"quantization_aware": False}, False), ({"recovery": None}, False)],
+)
+def test_plans_know_whether_the_recovery_trains_on_the_grid(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], told: bool
+) -> None:
+    seen: list[bool] = []
+
+    def noted(shape: Shape, found: Any, on_grid: bool) -> list[Plan]:
+        seen.append(on_grid)
+        return planned(shape, found)
+
+    monkeypatch.setattr(searching, "plans", noted)
+    search(settings(**more), run, Budget(), 0)
+    assert seen == [told]
 
 
 def test_another_student_begins_anew(run: Run, gate: Gate) -> None:
@@ -85,9 +118,6 @@ def test_a_latency_that_no_plan_is_expected_to_keep_is_told(run: Run, gate: Gate
 def test_a_point_that_keeps_the_budget_but_broke_something_is_not_chosen(
     run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from supertiny.compress.examining import Room
-    from supertiny.compress.gate import Sitting
-
     seen: list[int] = []
 
     def sit(room: Room, engine: Any, paper: Any, probes: Any) -> Sitting:
@@ -105,7 +135,7 @@ def test_a_plan_that_cannot_be_had_is_told_and_the_search_goes_on(
     run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impossible = Plan("impossible", ({"method": "drop_blocks", "blocks": 9}, "gguf"), 0.0, 10, 10.0, "q4_0", 10)
-    monkeypatch.setattr(searching, "plans", lambda shape, found: [impossible])
+    monkeypatch.setattr(searching, "plans", lambda shape, found, on_grid: [impossible])
     outcome = searched(run)
     (failed,) = (point for point in outcome["points"] if "failed" in point)
     assert "cannot drop 9 of 2 blocks" in failed["failed"]

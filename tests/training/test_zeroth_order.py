@@ -140,6 +140,24 @@ def test_memory_is_that_of_inference(
         assert peak_bytes(pupil, lambda: loss_of(pupil, batch).backward()) > 1.8 * alone
 
 
+def test_both_sides_see_the_same_function_where_an_adapter_drops(folder: Path, lessons: Sequence[Lesson]) -> None:
+    """Nothing is dropped: a slope between two masks would be noise, a thousand times what it should be."""
+    learner = ZerothOrder(rows=2, passes=2, learning_rate=1e-2)
+    found = []
+    for share in (0.0, 0.5):
+        pupil = open_pupil(folder)
+        pupil.model = build("adapters", {"method": "lora", "rank": 4, "dropout": share}).wrap(pupil.model, 3)
+        records = []
+        pupil.model.train()
+        for step in learner.fit(pupil, lessons[:2], 3):
+            records.append((step.loss, step.gradient_norm))
+            pupil.model.train()  # as an exam leaves it
+        found.append((records, weights(pupil)))
+    assert found[0][0] == found[1][0]
+    assert same_weights(found[0][1], found[1][1])
+    assert found[0][0][0][1] > 0
+
+
 def test_the_conservative_rule_never_makes_the_batch_worse(folder: Path, lessons: Sequence[Lesson]) -> None:
     losses = {}
     for rule in ("plain", "conservative"):

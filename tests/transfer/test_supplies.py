@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, write_rows
@@ -15,6 +18,7 @@ from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.run import Run
 from supertiny.training.pupil import Pupil
+from supertiny.training.scores import Scores
 from supertiny.transfer import stage
 from supertiny.transfer.settings import Settings
 from tests.small_task import examples, small_task
@@ -40,16 +44,15 @@ def settings(base: Path, **more: Any) -> Settings:
     return made
 
 
-def taught(folder: Path, chosen: Settings) -> dict[str, Any]:
+def taught(folder: Path, chosen: Settings, progress: Progress | None = None) -> dict[str, Any]:
     rows = [row.to_json() for row in examples("labelled", 4)]
     pool = [row.to_json() for row in examples("unlabelled", 4)]
     said = {"rejected": {"by": "leak_guard", "reason": "similarity 0.95 to row test-1"}}
     write_rows(folder / "prototype" / "rejected.jsonl", [{**pool[3], "provenance": said}])
     write_rows(folder / "prototype" / "train.jsonl", rows)
     write_rows(folder / "prototype" / "pool.jsonl", [rows[0], *pool])
-    run = Run(
-        folder, Recipe("x", Path("task"), folder, seed=7), TASK, Ledger(folder / "ledger.sqlite"), Progress(quiet=True)
-    )
+    ledger, told = Ledger(folder / "ledger.sqlite"), progress or Progress(quiet=True)
+    run = Run(folder, Recipe("x", Path("task"), folder, seed=7), TASK, ledger, told)
     work = folder / ".transfer"
     work.mkdir(exist_ok=True)
     return stage.run(chosen, run, work)
@@ -139,6 +142,83 @@ def test_an_engines_scores_are_asked_for_once(
     assert sum(asked) == 4
     left = {path.name for path in (tmp_path / ".transfer").iterdir()}
     assert left == {"student", "labelled_only", "history.jsonl"}
+
+
+def test_a_teacher_that_was_stopped_goes_on_from_the_last_part(
+    base: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from supertiny.engines._torch_engine import TorchEngine
+
+    asked: list[str] = []
+    score, of_engine = TorchEngine.score, Scores.of_engine
+    calls_left = [1]
+
+    def stopped(engine: Any, prompts: Any, continuations: Any, top: int = 1) -> Any:
+        if not calls_left[0]:
+            raise KeyboardInterrupt
+        calls_left[0] -= 1
+        asked.extend(prompt.text + text for prompt, text in zip(prompts, continuations, strict=True))
+        return score(engine, prompts, continuations, top)
+
+    made: list[Scores] = []
+
+    def few_at_once(engine: Any, rows: Any, own: Any, its: Any, top: int, prompts: Any, kept: Path) -> Scores:
+        made.append(of_engine(engine, rows, own, its, top, prompts, at_once=3, kept=kept))
+        return made[-1]
+
+    monkeypatch.setattr(TorchEngine, "score", stopped)
+    monkeypatch.setattr(Scores, "of_engine", few_at_once)
+    block = {"method": "torch", "model": str(teacher), "precision": "float32"}
+    learner = {"method": "distil", "rows": 2, "passes": 1}
+    chosen = settings(base, learners=[learner], teacher=block, top_k=8)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path, chosen)
+    (part,) = (tmp_path / ".transfer").glob(".teacher-*")
+    assert part.name.endswith("-part-0.safetensors")
+    calls_left[0] = 9
+    taught(tmp_path, chosen)
+    assert len(asked) == len(set(asked)) == 4, "no lesson is asked again"
+    calls_left[0] = 9
+    taught(tmp_path / "whole", chosen)
+    for name in ("ids", "logprobs", "offsets", "span_ends", "span_logprobs", "span_offsets"):
+        assert torch.equal(getattr(made[0], name), getattr(made[1], name))
+    assert not list((tmp_path / ".transfer").glob(".teacher-*"))
+
+
+class Told(Progress):
+    """A progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.totals: list[float] = []
+        self.done: list[float] = []
+
+    @contextmanager
+    def task(self, title: str, total: float, unit: str = "") -> Iterator[Any]:
+        self.totals.append(total)
+        self.done.append(0)
+
+        def advance(count: float) -> None:
+            self.done[-1] += count
+
+        yield advance
+
+
+@pytest.mark.parametrize("method", ["imitate", "reject", "reinforce", "hybrid"])
+def test_as_many_steps_are_told_as_are_taken(
+    method: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests without an answer are asked by `reject` alone, rows without one by nobody."""
+    more: dict[str, Any] = {
+        "reject": {"samples": 2},
+        "reinforce": {"samples": 2, "least_signal": 0.0},
+        "hybrid": {"samples": 2},
+    }
+    monkeypatch.setattr(stage.Course, "_examine", lambda course, pupil: 0.5)
+    block = {"method": method, "rows": 2, "passes": 1, **more.get(method, {})}
+    progress = Told()
+    taught(tmp_path, settings(base, learners=[block], max_tokens=4), progress)
+    assert progress.totals == progress.done == [4 if method == "reject" else 2]
 
 
 def test_an_adapter_learns_and_is_merged_into_a_stock_student(base: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def written(name: str, value: float) -> str:
     if name == "drop":
         return f"{100 * value:.3g}pt"
     if name == "p50":
-        return f"{value:.3g}s" if value >= 1 else f"{1000 * value:.3g}ms"
+        return f"{value:.3g}s" if value >= 0.9995 else f"{1000 * value:.3g}ms"
     units = ("GB", "MB", "kB") if name == "bytes" else ("B", "M", "k")
     for unit, scale in zip(units, (1e9, 1e6, 1e3), strict=True):
         if value >= scale:
@@ -116,7 +116,7 @@ def _term(term: str) -> tuple[str, float]:
         value = float(number)
     except ValueError:
         raise UserError(f"--budget: {name}: {number!r} is no number", _EXAMPLE) from None
-    least_is_nothing = name != "drop"
-    if not math.isfinite(value) or value < 0 or (least_is_nothing and value == 0):
+    least_is_nothing, limit = name != "drop", value * units[unit]
+    if not math.isfinite(limit) or value < 0 or (least_is_nothing and value == 0):
         raise UserError(f"--budget: {name} must be {'above' if least_is_nothing else 'at least'} 0; found {number}")
-    return name, value * units[unit]
+    return name, limit

@@ -44,11 +44,15 @@ class Room:
     def valid(self) -> Sequence[Example]:
         return self.task.valid[: self.rows]
 
-    def examine(self, engine: Engine) -> Paper:
-        """Answers of all rows, without a grammar: it would hide where two models differ."""
+    def examine(self, engine: Engine, timed: bool = True) -> Paper:
+        """Answers of all rows, without a grammar: it would hide where two models differ.
+
+        Where they are `timed`, some are asked once more, each by itself.
+        """
         requests = [row.request for row in self.valid]
         answers = tuple(self.answers(engine, requests))
-        single = [self.answers(engine, [request])[0].cost.seconds for request in requests[:_TIMED_ROWS]]
+        timed_requests = requests[: _TIMED_ROWS if timed else 0]
+        single = [self.answers(engine, [request])[0].cost.seconds for request in timed_requests]
         hits = int(sum(self.hits(answers)))
         low, high = wilson_interval(hits, len(requests))
         figures = {"exact": hits / max(1, len(requests)), "low": low, "high": high, "n": len(requests)}
@@ -65,11 +69,17 @@ class Room:
         return tuple(float(is_exact(a, g, self.task.tool_map)) for a, g in zip(answers, gold, strict=True))
 
     def sit(self, engine: Engine, paper: Paper, probes: Mapping[str, Sequence[Probe]]) -> Sitting:
-        """What the gate compares: the paper's rows, how sure the model was of them, and the trust meters."""
+        """What the gate compares: the paper's rows, how sure the model was of them, and the trust meters.
+
+        A request that the paper answers, or another meter asks, is not asked again.
+        """
         sure = [answer.confidence for answer in paper.answers]
         known = [value for value in sure if value is not None]
+        told = {_key(row.request): answer for row, answer in zip(self.valid, paper.answers, strict=True)}
         requests = asked(probes)
-        meters = read(probes, self.answers(engine, requests)) if requests else {}
+        new = {key: request for request in requests if (key := _key(request)) not in told}
+        told |= zip(new, self.answers(engine, list(new.values())) if new else (), strict=True)
+        meters = read(probes, [told[_key(request)] for request in requests])
         return Sitting(self.hits(paper.answers), tuple(known) if len(known) == len(sure) else None, meters)
 
     def open(self, block: Any, model: Path) -> Engine:
@@ -78,11 +88,11 @@ class Room:
         return engine
 
     def differing(self, left: Sequence[Answer], right: Sequence[Answer]) -> list[str]:
-        """Ids of the rows on which two models call differently."""
+        """Ids of the rows on which two models call differently; what nobody can read is no "no call"."""
         return [
             row.request.id
             for row, one, other in zip(self.valid, left, right, strict=True)
-            if not exact(one.calls, other.calls, self.task.tool_map)
+            if one.readable != other.readable or not exact(one.calls, other.calls, self.task.tool_map)
         ]
 
     def check_prompts(self, engine: Any, tokenizer: Any) -> None:
@@ -95,3 +105,8 @@ class Room:
                     f"row {row.request.id} of valid is read as other tokens by the artifact than by the student",
                     "the tokenizer was not carried over; report this with the base model's name",
                 )
+
+
+def _key(request: Request) -> str:
+    """Equal for requests that ask the same, whatever their id."""
+    return repr((request.messages, request.tools))

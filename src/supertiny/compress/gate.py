@@ -65,14 +65,17 @@ class Gate:
     """Rows of each trust meter; 0 measures no trust."""
 
     def judge(self, student: Sitting, candidate: Sitting, seed: int) -> dict[str, Any]:
-        """{promoted, broke, margin, exact, trust}: what was measured, and in words what the candidate broke."""
-        if not student.hits:
-            return {"promoted": True, "broke": [], "margin": self.margin, "exact": None, "trust": []}
-        exact = _compared(student.hits, candidate.hits, seed)
-        enough = len(student.hits) >= _ENOUGH_ROWS
-        margin = self.margin if enough else max(self.margin, min(_CHANCE_ROWS / len(student.hits), 0.5))
-        exact["ok"] = exact["low" if enough else "mean"] >= -margin - _ROUNDING
-        exact["p"] = mcnemar(student.hits, candidate.hits)
+        """{promoted, broke, margin, exact, trust}: what was measured, and in words what the candidate broke.
+
+        Without a row of valid `exact` is None, and trust alone decides. Raises ValueError where rows do not pair.
+        """
+        enough, n = len(student.hits) >= _ENOUGH_ROWS, len(student.hits)
+        margin = self.margin if enough or not n else max(self.margin, min(_CHANCE_ROWS / n, 0.5))
+        exact: dict[str, Any] | None = None
+        if n:
+            exact = _compared(student.hits, candidate.hits, seed)
+            exact["ok"] = exact["low" if enough else "mean"] >= -margin - _ROUNDING
+            exact["p"] = mcnemar(student.hits, candidate.hits)
         trust = [
             {"name": name, **self._trusted(_compared(student.meters[name], candidate.meters[name], seed), _CHANCE_ROWS)}
             for name in student.meters
@@ -81,7 +84,7 @@ class Gate:
         if student.confidences and candidate.confidences:
             pair = (student.confidences, student.hits), (candidate.confidences, candidate.hits)
             trust.append({"name": "calibration", **self._trusted(_calibration(*pair, seed))})
-        broke = [] if exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * margin:.3g}"]
+        broke = [] if exact is None or exact["ok"] else [f"exact calls {_told(exact)}, margin {100 * margin:.3g}"]
         broke += [f"{row['name']} {_told(row)}, margin {100 * self.trust_margin:g}" for row in trust if not row["ok"]]
         return {"promoted": not broke, "broke": broke, "margin": margin, "exact": exact, "trust": trust}
 
@@ -108,10 +111,11 @@ def calibration_error(confidences: Numbers, hits: Numbers) -> float:
     """Mean distance of confidence and share of exact rows, over bins that hold equally many rows.
 
     Paper: Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv:1706.04599; bins of equal numbers, since a
-    tuned model is nearly always sure.
+    tuned model is nearly always sure. A confidence that is no number is none: 0. Hidden as NaN it would break nothing.
     """
-    order = np.argsort(confidences, kind="stable")
-    sure, right = np.asarray(confidences, float)[order], np.asarray(hits, float)[order]
+    known = np.nan_to_num(np.asarray(confidences, float), nan=0.0)
+    order = np.argsort(known, kind="stable")
+    sure, right = known[order], np.asarray(hits, float)[order]
     bins = max(1, min(_BINS, len(sure) // 10))
     parts = zip(np.array_split(sure, bins), np.array_split(right, bins), strict=True)
     return float(sum(len(own) * abs(own.mean() - found.mean()) for own, found in parts) / len(sure))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from supertiny.compress.inverse import inverse_factor
 from supertiny.core.errors import UserError
 
 
@@ -23,6 +24,7 @@ class Inputs:
     """(in, in) mean of x x^T; None where nobody asked for it."""
     gradient: torch.Tensor | None = None
     """(out, in) mean gradient of the task's loss by this one matrix; None where nobody asked for it."""
+    _factors: dict[tuple[float, bool], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, states: torch.Tensor, gram: bool = True) -> Inputs:
@@ -51,12 +53,28 @@ class Inputs:
 
         Columns that nothing flows into get the mean, so that they neither take nor give anything.
         """
-        gram = self.needed_gram("damping").double()
+        gram = self.needed_gram("damping").to(torch.float64, copy=True)
         diagonal = gram.diagonal()
         mean = float(diagonal.mean()) or 1.0
-        added = torch.full_like(diagonal, share * mean)
-        added[diagonal == 0] = mean
-        return gram + torch.diag(added)
+        diagonal += torch.where(diagonal == 0, mean, share * mean)
+        return gram
+
+    def order(self, ordered: bool) -> torch.Tensor:
+        """(in,) the columns: as they stand, or those with the largest inputs first."""
+        if ordered:
+            return self.second.argsort(descending=True, stable=True)
+        return torch.arange(self.width, device=self.second.device)
+
+    def factor(self, share: float, ordered: bool = False) -> torch.Tensor:
+        """`inverse_factor` (in, in) of the gram matrix damped by `share`, its columns in that order.
+
+        Kept as long as these inputs are: all matrices that see them share it. Nobody may change it.
+        """
+        key = (share, ordered)
+        if key not in self._factors:
+            damped, order = self.damped(share), self.order(ordered)
+            self._factors[key] = inverse_factor(damped[order][:, order] if ordered else damped)
+        return self._factors[key]
 
     def output_error(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """(out,) mean over tokens of the squared difference that each output sees.

@@ -6,6 +6,8 @@ import torch
 
 from supertiny.core.errors import UserError
 
+_SMALL = 128  # columns that are left to the solver
+
 
 def inverse_factor(damped: torch.Tensor) -> torch.Tensor:
     """U (in, in), upper, float32, with inverse = U^T U, of a positive matrix in float64.
@@ -18,6 +20,18 @@ def inverse_factor(damped: torch.Tensor) -> torch.Tensor:
     if int(failed):
         raise UserError("the calibration rows leave the inputs' gram matrix without an inverse", "raise `damping`")
     upper = turned.flip(0, 1)
-    one = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    factor: torch.Tensor = torch.linalg.solve_triangular(upper, one, upper=True)
-    return factor.float()
+    return _inverse(upper).float()
+
+
+def _inverse(upper: torch.Tensor) -> torch.Tensor:
+    """Of an upper matrix, by halves: a third of the work of a solver, which does not know that zeros come out too."""
+    size = len(upper)
+    if size <= _SMALL:
+        one = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        solved: torch.Tensor = torch.linalg.solve_triangular(upper, one, upper=True)
+        return solved
+    half, result = size // 2, torch.zeros_like(upper)
+    result[:half, :half] = first = _inverse(upper[:half, :half])
+    result[half:, half:] = last = _inverse(upper[half:, half:])
+    result[:half, half:] = -(first @ (upper[:half, half:] @ last))
+    return result

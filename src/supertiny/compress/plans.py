@@ -96,15 +96,19 @@ def baselines(shape: Shape) -> list[Plan]:
     """The student as it is, in 8 and in 4 bits: the first points of every search."""
     made = []
     for type in ("q8_0", "q4_0"):
-        fitted = [{"method": "gptq", "grid": "q4_0"}] if type == "q4_0" else []
+        fitted = _fitted(shape, ()) if type == "q4_0" else []
         steps = (*fitted, {"method": "gguf", "type": type})
         made.append(Plan(type, steps, 0.0, shape.parameters, shape.bytes(type), type, shape.vocabulary))
     return made
 
 
-def plans(shape: Shape, sensitivity: Sensitivity) -> list[Plan]:
-    """All plans that no other one is expected to beat in loss and bytes, those of the least loss first."""
-    made = sorted(_all(shape, sensitivity), key=lambda plan: (plan.rise, plan.bytes))
+def plans(shape: Shape, sensitivity: Sensitivity, on_grid: bool = True) -> list[Plan]:
+    """All plans that no other one is expected to beat in loss and bytes, those of the least loss first.
+
+    `on_grid` says whether the recovery after a cut trains on q4_0's grid; where it does not, gptq fits the weights to
+    it. q8_0 has no need of either: rounding to it loses next to nothing.
+    """
+    made = sorted(_all(shape, sensitivity, on_grid), key=lambda plan: (plan.rise, plan.bytes))
     front: list[Plan] = []
     for plan in made:
         if not front or plan.bytes < front[-1].bytes:
@@ -128,16 +132,16 @@ def nearest(offered: Sequence[Plan], budget: Budget, overhead: float = 0.0) -> P
     return min(offered, key=lambda plan: (sum(sizes.excess(plan.figures(overhead)).values()), plan.rise))
 
 
-def _all(shape: Shape, found: Sensitivity) -> Iterator[Plan]:
+def _all(shape: Shape, found: Sensitivity, on_grid: bool) -> Iterator[Plan]:
     for vocabulary in dict.fromkeys((shape.vocabulary, found.vocabulary or shape.vocabulary)):
         for gone in dict.fromkeys(round(share * shape.blocks) for share in _BLOCK_SHARES):
             for kept in (shape.channels, *(int(known) for known in found.channels)):
                 if gone < shape.blocks:
                     cut = replace(shape, blocks=shape.blocks - gone, channels=kept, vocabulary=vocabulary)
-                    yield from _typed(shape, cut, found)
+                    yield from _typed(shape, cut, found, on_grid)
 
 
-def _typed(shape: Shape, cut: Shape, found: Sensitivity) -> Iterator[Plan]:
+def _typed(shape: Shape, cut: Shape, found: Sensitivity, on_grid: bool) -> Iterator[Plan]:
     """Plans of one shape: 8 bits, 4 bits, and 4 bits but for the kinds that suffer most."""
     left = cut.blocks / shape.blocks
     rise = sum(sorted(max(0.0, one) for one in found.blocks)[: shape.blocks - cut.blocks])
@@ -151,7 +155,7 @@ def _typed(shape: Shape, cut: Shape, found: Sensitivity) -> Iterator[Plan]:
         types = dict.fromkeys(spared, "q8_0")
         yield Plan(
             _name(shape, cut, type, spared),
-            _steps(shape, cut, type, spared),
+            _steps(shape, cut, type, spared, on_grid),
             rise + left * rounding * (type == "q4_0"),
             cut.parameters,
             cut.bytes(type, types),
@@ -169,7 +173,7 @@ def _name(shape: Shape, cut: Shape, type: str, spared: Sequence[str]) -> str:
     return "_".join(parts)
 
 
-def _steps(shape: Shape, cut: Shape, type: str, spared: Sequence[str]) -> tuple[dict[str, Any], ...]:
+def _steps(shape: Shape, cut: Shape, type: str, spared: Sequence[str], on_grid: bool) -> tuple[dict[str, Any], ...]:
     """What shrinks first; then the grid, where the recovery does not train on it; then the file."""
     steps: list[dict[str, Any]] = []
     gone, share = shape.blocks - cut.blocks, 1 - cut.channels / shape.channels
@@ -179,9 +183,18 @@ def _steps(shape: Shape, cut: Shape, type: str, spared: Sequence[str]) -> tuple[
         steps.append({"method": "drop_blocks", "blocks": gone})
     if share:
         steps.append({"method": "narrow", "channels": share, "multiple": MULTIPLE})
-    if type == "q4_0" and (spared or not (gone or share)):
-        fitted: dict[str, Any] = {"method": "gptq", "grid": "q4_0"}
-        steps.append(fitted | ({"skip": [f"*.{kind}" for kind in spared]} if spared else {}))
+    # The recovery follows a cut alone, and does not train on a grid of several types.
+    if type == "q4_0" and (spared or not on_grid or not (gone or share)):
+        steps += _fitted(cut, spared)
     exported: dict[str, Any] = {"method": "gguf", "type": type}
     steps.append(exported | ({"types": {f"*.{kind}.weight": "q8_0" for kind in spared}} if spared else {}))
     return tuple(steps)
+
+
+def _fitted(cut: Shape, spared: Sequence[str]) -> list[dict[str, Any]]:
+    """gptq on q4_0's grid; rows that its blocks do not fill stay f16 in the file, and are not fitted."""
+    sizes = cut.matrices()
+    left = [*spared, *(kind for kind in sizes if kind not in spared and sizes[kind][1] % MULTIPLE)]
+    if len(left) == len(sizes):
+        return []
+    return [{"method": "gptq", "grid": "q4_0"} | ({"skip": [f"*.{kind}" for kind in left]} if left else {})]

@@ -25,6 +25,7 @@ from supertiny.training.pupil import Pupil
 
 FOLDER = "compress_search"
 _ROWS = 64  # on which sensitivity is measured
+_VERSION = 2  # of what the plans of a name do, and how they are measured: older points are not comparable
 _SLACK = 1.3  # how far above the limit an expected latency may lie: it is scaled from one that was measured
 _FIGURES = ("type", "bytes", "parameters", "exact", "low", "high", "n", "p50_seconds", "same_as_student", "gate")
 
@@ -50,13 +51,14 @@ class _Search:
         self.shape = Shape.of(self.student.folder)
         self.weights = weights = [sha256_of(path) for path in sorted(self.student.folder.glob("*.safetensors"))]
         asked = {name: value for name, value in asdict(settings).items() if name != "steps"}
-        self.key = hash_of([weights, run.task.hash, run.seed, asked])
+        self.key = hash_of([_VERSION, weights, run.task.hash, run.seed, asked])
 
     def go(self, count: int, minutes: float | None) -> dict[str, Any]:
         began = time.monotonic()
         self._take_folder()
         sensitivity = self._sensitivity()
-        offered = plans(self.shape, sensitivity)
+        trains_on_grid = self.settings.recovery is not None and self.settings.quantization_aware
+        offered = plans(self.shape, sensitivity, trains_on_grid)
         self._refuse_what_nobody_keeps(offered)
         points = [self._point(plan) for plan in baselines(self.shape)]
         fitting = self._fitting(offered, points)
@@ -101,9 +103,10 @@ class _Search:
         """By sizes alone, which are known without running anything; a file holds a little more."""
         sizes = Budget(bytes=self.budget.bytes, parameters=self.budget.parameters)
         if all(sizes.excess(plan.figures()) for plan in offered):
-            self._refuse(nearest(offered, self.budget), {})
+            hint = "raise the limit above that: the tokenizer comes on top; or begin with a smaller student"
+            self._refuse(nearest(offered, self.budget), {}, hint)
 
-    def _refuse(self, plan: Plan, more: Mapping[str, float]) -> None:
+    def _refuse(self, plan: Plan, more: Mapping[str, float], hint: str) -> None:
         figures = {**plan.figures(), **more}
         shown = {name: figures.get(name) for name in self.budget.limits() if figures.get(name)}
         told = ", ".join(
@@ -111,7 +114,7 @@ class _Search:
         )
         raise UserError(
             f"no plan keeps the budget {self.budget.told()}; the nearest is {plan.name}: {told}",
-            "raise the limit to that, or begin with a smaller student",
+            hint,
         )
 
     def _fitting(self, offered: Sequence[Plan], points: Sequence[Mapping[str, Any]]) -> list[Plan]:
@@ -125,7 +128,8 @@ class _Search:
         if not fitting and not keeps:
             over = [sum(own.excess(figures).values()) for figures, own in zip(expected, known, strict=True)]
             place = over.index(min(over))
-            self._refuse(offered[place], {name: value for name, value in expected[place].items() if value})
+            told = {name: value for name, value in expected[place].items() if value}
+            self._refuse(offered[place], told, "raise the limit to that, or begin with a smaller student")
         return [plan for plan in fitting if plan.name not in {point["name"] for point in points}]
 
     def _expected(self, plan: Plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
+from supertiny.compress.answered import FIGURES, PLAIN, Answered, paper_of
 from supertiny.compress.changing import change_by
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.compressed_tensors import CompressedTensors
@@ -23,7 +25,7 @@ from supertiny.core.artifact import Artifact
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, read_rows, write_json
 from supertiny.core.methods import build
-from supertiny.core.records import Answer, Call, Example
+from supertiny.core.records import Answer, Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
 from supertiny.training.pupil import Precision, Pupil
@@ -57,13 +59,13 @@ class _Work:
         self.settings = settings
         self.run = run
         self.folder = folder
-        self.known = known
         self.exploring = known is not None
         self.steps = steps_of(settings.steps)
         self.original = Student.open(run.folder / "transfer" / "student")
         self.form = build("formats", self.original.format, "transfer.format")
         self.room = Room(run.task, self.form, settings.max_tokens, settings.valid_rows)
-        self.probes = probes(run.task, self.room.valid, settings.gate.trust_rows, run.seed)
+        questions = probes(run.task, self.room.valid, settings.gate.trust_rows, run.seed)
+        self.answered = Answered(folder, self.room, questions, self.original.folder, known)
         self.examples = [Example.from_json(row) for row in read_rows(run.folder / "prototype" / "train.jsonl")]
 
     def do(self) -> dict[str, Any]:
@@ -100,6 +102,8 @@ class _Work:
         if not self.exploring:
             shutil.copytree(student, beside, ignore=shutil.ignore_patterns("training.json"))
             beside.rename(place)
+        for left in self.folder.glob(".step-*/supertiny.json"):
+            left.unlink()  # first: after a kill a folder that is half removed must not pass for a finished step
         for left in (*self.folder.glob(".step-*"), *self.folder.glob(".measured-*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -120,6 +124,7 @@ class _Work:
         shutil.rmtree(beside, ignore_errors=True)
         pupil.save(beside, torch.float32)
         Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
+        shutil.rmtree(place, ignore_errors=True)
         beside.rename(place)
 
     def _recovers(self, step: Step) -> bool:
@@ -173,57 +178,71 @@ class _Work:
         return "q4_0" if isinstance(last, CompressedTensors) and (last.type, last.group) == ("int4", 32) else ""
 
     def _measured(self, title: str, student: Path, more: dict[str, Any]) -> dict[str, Any]:
-        """A student on the artifact's engine, as f16: so that every step is measured by the same means."""
-        known = self._paper_of(student)
-        # A card of another version may know nothing of the gate, which asks what the student did.
-        if not known.exists() or (title == "student" and "sitting" not in read_json(known)):
+        """A student on the artifact's engine, as f16."""
+        card, whole = self.answered.card(student), student == self.original.folder
+        known = self.answered.read(card)
+        if not known or (whole and "sitting" not in known):
             work = self.folder / ".measured"
-            Gguf("f16").export(student, work)
+            PLAIN.export(student, work)
             engine = self.room.open(self.settings.engine, work / "model.gguf")
-            paper = self.room.examine(engine)
-            found = {"sitting": self.room.sit(engine, paper, self.probes).to_json()} if title == "student" else {}
-            engine.close()
+            try:
+                paper = self.answered.paper(engine, card, student)
+                if whole:
+                    self.answered.sitting(engine, card, paper)
+            finally:
+                engine.close()
             shutil.rmtree(work)
-            card = Student.open(student)
-            said = [[call.to_json() for call in answer.calls] for answer in paper.answers]
-            sizes = {"parameters": card.parameters, "bytes": card.bytes}
-            write_json(known, {**sizes, **paper.figures, "said": said, **found})
-        record = {"name": title, **more, **read_json(known)}
-        record.pop("sitting", None)
-        record["same_as_student"] = self._same_as_student(_answers(record.pop("said")))
+            known = read_json(card)
+        record = {"name": title, **more, **{name: known[name] for name in ("parameters", "bytes", *FIGURES)}}
+        record["same_as_student"] = self._same_as_student(paper_of(known).answers)
         self._note(record)
         return record
 
-    def _paper_of(self, student: Path) -> Path:
-        if self.known is not None and student == self.original.folder:
-            return self.known
-        return self.folder / f".measured-{student.name.strip('.')}.json"
+    @property
+    def _student_paper(self) -> dict[str, Any]:
+        """The card of the student of the stage before, which is measured first."""
+        known: dict[str, Any] = read_json(self.answered.card(self.original.folder))
+        return known
 
     def _same_as_student(self, answers: Sequence[Answer]) -> float:
         """Share of rows that are answered as the student of the stage before answers them, on the same engine."""
-        known = read_json(self._paper_of(self.original.folder))
-        return 1 - len(self.room.differing(_answers(known["said"]), answers)) / max(1, len(answers))
+        return 1 - len(self.room.differing(paper_of(self._student_paper).answers, answers)) / max(1, len(answers))
+
+    def _judged(self, sitting: Sitting) -> dict[str, Any]:
+        student = Sitting.from_json(self._student_paper["sitting"])
+        return self.settings.gate.judge(student, sitting, self.run.seed)
+
+    def _spoilt(self, student: Path) -> list[str]:
+        """What of exact calls the steps before the export broke by themselves, and no larger type brings back."""
+        known = paper_of(read_json(self.answered.card(student)))
+        broke: list[str] = self._judged(Sitting(self.room.hits(known.answers)))["broke"]
+        return broke
 
     def _export(self, block: Any, student: Path) -> tuple[dict[str, Any], Path]:
         """The first type that holds parity and is promoted, and the student that it was made from.
 
         Raises UserError with the rows that differ where no type holds parity.
         """
-        expected = self._answered(student)
+        expected = self._expected(student)
         exporter = self.steps[-1].method
         tried: dict[str, float] = {}
         refused: list[dict[str, Any]] = []
         differing: list[str] = []
         larger: Sequence[Any] = () if self.exploring else getattr(exporter, "larger", tuple)()
-        for candidate in (exporter, *larger):
-            record, differing = self._tried(candidate, student, expected)
+        parity = 0.0 if self.exploring else self.settings.parity
+        for number, candidate in enumerate((exporter, *larger)):
+            record, differing = self._tried(candidate, student, expected, parity)
             tried[record["type"]] = record["agreement"]
-            holds = record["agreement"] >= self.settings.parity
-            if self.exploring or (holds and record["gate"]["promoted"]):
+            holds, promoted = record["agreement"] >= parity, record["gate"]["promoted"]
+            if self.exploring or (holds and promoted):
                 told = {"tried": tried, "refused": refused, "differing_rows": differing, "fell_back": False}
                 return self._kept(record, told), student
-            if holds:
+            spoilt = [] if promoted else self._spoilt(student)
+            if not promoted and (holds or spoilt):
                 refused.append({"type": record["type"], "broke": record["gate"]["broke"]})
+            if spoilt:
+                refused += self._left_out([other.type for other in larger[number:]], spoilt)
+                break
         if refused:
             return self._fallen_back(tried, refused), self.original.folder
         shares = ", ".join(f"{name} {share:.3f}" for name, share in tried.items())
@@ -234,22 +253,33 @@ class _Work:
             "train the student longer, or lower compress.parity if these rows do not matter",
         )
 
-    def _answered(self, student: Path) -> Paper:
+    def _left_out(self, types: Sequence[str], spoilt: Sequence[str]) -> list[dict[str, Any]]:
+        """Why larger types are not tried, as an entry of those that are refused."""
+        if not types:
+            return []
+        told = f"not tried, since the steps before the export alone broke it: {'; '.join(spoilt)}"
+        self.run.progress.note(f"    {', '.join(types)}: {told}")
+        return [{"type": ", ".join(types), "broke": [told]}]
+
+    def _expected(self, student: Path) -> Paper:
         """What an export is expected to answer: as the weights themselves do, and as their f16 where that must do."""
         if self.exploring or (student == self.original.folder and len(self.steps) > 1):
-            known = read_json(self._paper_of(student))
-            return Paper(tuple(_answers(known["said"])), {"exact": known["exact"]})
+            return paper_of(read_json(self.answered.card(student)))
+        card = self.answered.card(student, None)
+        if known := self.answered.read(card):
+            return paper_of(known)
         reference = self.room.open(_FLOAT32, student)
-        paper = self.room.examine(reference)
-        reference.close()
-        return paper
+        try:
+            return self.answered.paper(reference, card, student, timed=False)
+        finally:
+            reference.close()
 
     def _fallen_back(self, tried: dict[str, float], refused: list[dict[str, Any]]) -> dict[str, Any]:
         """The student of the stage before, as q8_0, and as f16 where even that is not promoted."""
         self.run.progress.note("  nothing compressed so is promoted: the student itself takes its place, as q8_0")
-        expected, record = self._answered(self.original.folder), dict[str, Any]()
+        expected, record = self._expected(self.original.folder), dict[str, Any]()
         for candidate in (Gguf("q8_0"), Gguf("f16")):
-            record, differing = self._tried(candidate, self.original.folder, expected)
+            record, differing = self._tried(candidate, self.original.folder, expected, 0.0)
             if record["gate"]["promoted"]:
                 break
         told = {"tried": tried, "refused": refused, "differing_rows": differing, "fell_back": True}
@@ -263,37 +293,46 @@ class _Work:
         ).save_card()
         return {**record, **told}
 
-    def _tried(self, exporter: Any, student: Path, expected: Paper) -> tuple[dict[str, Any], list[str]]:
-        """What an export of the student answers, and the rows on which that is not what is expected."""
+    def _tried(self, exporter: Any, student: Path, expected: Paper, parity: float) -> tuple[dict[str, Any], list[str]]:
+        """What an export of the student answers, and the rows on which that is not what is expected.
+
+        Where it misses parity it cannot stay, whatever can be trusted in it: the gate then looks at exact calls alone.
+        """
         place = self.folder / "artifact"
         shutil.rmtree(place, ignore_errors=True)
         told = exporter.export(student, place)
         artifact = Artifact.of(place, self.original.format, told["type"], told["parameters"], self.original.base)
         tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-        paper, sitting = self._gated(artifact, tokenizer, getattr(exporter, "restore", None))
-        differing = self.room.differing(expected.answers, paper.answers)
+        card = self.answered.card(student, exporter)
+        with self._opened(artifact, exporter) as engine:
+            self.room.check_prompts(engine, tokenizer)
+            paper = self.answered.paper(engine, card, student)
+            differing = self.room.differing(expected.answers, paper.answers)
+            agreement = 1 - len(differing) / max(1, len(paper.answers))
+            sitting = (
+                self.answered.sitting(engine, card, paper)
+                if agreement >= parity
+                else Sitting(self.room.hits(paper.answers))
+            )
         record = {"type": artifact.type, "bytes": artifact.bytes, "parameters": artifact.parameters, **paper.figures}
-        record["agreement"] = 1 - len(differing) / max(1, paper.figures["n"])
-        record["student_exact"] = expected.figures["exact"]
+        record |= {"agreement": agreement, "student_exact": expected.figures["exact"]}
         record["same_as_student"] = self._same_as_student(paper.answers)
-        student_sat = Sitting.from_json(read_json(self._paper_of(self.original.folder))["sitting"])
-        record["gate"] = self.settings.gate.judge(student_sat, sitting, self.run.seed)
+        record["gate"] = self._judged(sitting)
         self._note({"name": f"artifact {artifact.type}", **record})
         for broken in record["gate"]["broke"]:
             self.run.progress.note(f"    not promoted: {broken}")
         return record, differing
 
-    def _gated(self, artifact: Artifact, tokenizer: Any, restore: Any = None) -> tuple[Paper, Sitting]:
-        """What the artifact answers; one that no engine here opens is read back into plain weights first."""
-        plain = self.folder / ".restored"
+    @contextmanager
+    def _opened(self, artifact: Artifact, exporter: Any) -> Iterator[Any]:
+        """The engine of an artifact; one that no engine here opens is read back into plain weights first."""
+        plain, restore = self.folder / ".restored", getattr(exporter, "restore", None)
         if restore is None:
             engine = self.room.open(self.settings.engine, artifact.model)
         else:
             engine = self.room.open(_FLOAT32, restore(artifact.folder, plain))
         try:
-            self.room.check_prompts(engine, tokenizer)
-            paper = self.room.examine(engine)
-            return paper, self.room.sit(engine, paper, self.probes)
+            yield engine
         finally:
             engine.close()
             shutil.rmtree(plain, ignore_errors=True)
@@ -305,7 +344,3 @@ class _Work:
         self.run.progress.note(
             f"  {record['name']}: {size:.1f} MB, {share:.3f} exact on {record['n']} rows{same}{parity}"
         )
-
-
-def _answers(said: Sequence[Any]) -> list[Answer]:
-    return [Answer(tuple(Call.from_json(call) for call in calls)) for calls in said]

@@ -1,11 +1,13 @@
-"""What a learner needs that lets its pupil answer for itself: format, verifier, and requests without gold."""
+"""What a learner needs that lets its pupil answer for itself: format, verifier, requests without gold, judges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
-from supertiny.core.protocols import Format
+from supertiny.core.methods import build
+from supertiny.core.protocols import Engine, Format, Reward
 from supertiny.core.records import Answer, Call, Request, Tool, Verdict
 from supertiny.core.scoring import typed
 from supertiny.training.lessons import Lesson
@@ -43,6 +45,22 @@ class Practice:
     """Prompts of requests that have no trusted answer: `ids` are the prompt alone, `example.request` is theirs."""
     max_tokens: int = 96
     """Longest answer, in tokens."""
+    open_engine: Callable[[Any], Engine] | None = None
+    """Opens the engine of a recipe's block as the run pays for it; without it a reward opens its own."""
+
+    def served(self, reward: Reward) -> Reward:
+        """The same reward; what it asks, it or a reward within it, is opened by `open_engine`."""
+        if self.open_engine is None or not is_dataclass(reward):
+            return reward
+        opened: dict[str, Any] = {}
+        for setting in fields(reward):
+            family, value = setting.metadata.get("family"), getattr(reward, setting.name)
+            named = isinstance(value, str | Mapping)
+            if family == "engines" and named:
+                opened[setting.name] = self.open_engine(value)
+            elif family == "rewards":
+                opened[setting.name] = self.served(build("rewards", value) if named else value)
+        return replace(reward, **opened)
 
     def judged(self, request: Request, ids: Sequence[int], logprobs: Sequence[float], text: str, ended: bool) -> Sample:
         """What the tokens say as an answer to the request. An answer that did not end is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -104,9 +104,11 @@ class Scores:
         top_k: int = 64,
         prompts: Sequence[Prompt] | None = None,
         at_once: int = 64,
+        kept: Path | None = None,
     ) -> Scores:
         """Asks an engine that serves scores, `at_once` lessons a call.
 
+        What each call gave is kept in a part beside `kept`, and read back by who goes on; `parts_of` finds the parts.
         `prompts` are what the teacher reads, one per lesson; without them it reads the student's own. Without a
         `teacher_tokenizer` the teacher must cut every answer as the student does. Raises UserError where it does not,
         or where no answer can be aligned.
@@ -115,12 +117,11 @@ class Scores:
         said = prompts or [Prompt(text=text_of(tokenizer, lesson.ids[: lesson.answer_start])) for lesson in lessons]
         known = _known(tokenizer)
         top = 0 if kind == "different" else min(top_k, known - 1)
-        made = ScoreRows(top)
-        for start in range(0, len(lessons), at_once):
-            group = lessons[start : start + at_once]
+
+        def ask(group: Sequence[Lesson], shown: Sequence[Prompt]) -> ScoreRows:
+            made = ScoreRows(top)
             answers = [answer_of(lesson, tokenizer, kind) for lesson in group]
-            texts = [text_of(tokenizer, answer) for answer in answers]
-            scored = engine.score(said[start : start + at_once], texts, top)
+            scored = engine.score(shown, [text_of(tokenizer, answer) for answer in answers], top)
             for answer, one in zip(answers, scored, strict=True):
                 if top and one.tokens.tolist() == answer:
                     made.add_best(one, known)
@@ -129,7 +130,21 @@ class Scores:
                 else:
                     cuts = common_cuts(teacher_tokenizer, one.tokens.tolist(), tokenizer, answer)
                     made.add_spans(cuts, one.token_logprobs)
-        return cls._made(made, lessons, engine.name, kind, prompts)
+            return made
+
+        parts = [ScoreRows(top).tensors()]
+        for start in range(0, len(lessons), at_once):
+            group, shown = lessons[start : start + at_once], said[start : start + at_once]
+            path = kept and kept.with_name(f"{kept.stem}-part-{start}{kept.suffix}")
+            if path is None or not path.exists():
+                asked = _asked(group, shown)
+                part = cls(group, teacher=engine.name, tokenizers=kind, asked=asked, **ask(group, shown).tensors())
+                if path is not None:
+                    part.save(path)
+            else:
+                part = cls.open(path, group, engine.name, shown)
+            parts.append({name: getattr(part, name) for name in _KINDS})
+        return cls._made(_joined(parts), lessons, engine.name, kind, prompts)
 
     @classmethod
     def of_pupil(
@@ -167,19 +182,19 @@ class Scores:
                 made.add_spans(cuts, one.token_logprobs)
             else:
                 made.add_best(one, known)
-        return cls._made(made, lessons, name, kind, prompts)
+        return cls._made(made.tensors(), lessons, name, kind, prompts)
 
     @classmethod
     def _made(
         cls,
-        rows: ScoreRows,
+        rows: Mapping[str, torch.Tensor],
         lessons: Sequence[Lesson],
         teacher: str,
         kind: Tokenizers,
         prompts: Sequence[Prompt] | None,
     ) -> Scores:
         asked = _asked(lessons, prompts)
-        scores = cls(tuple(lessons), teacher=teacher, tokenizers=kind, asked=asked, **rows.tensors())
+        scores = cls(tuple(lessons), teacher=teacher, tokenizers=kind, asked=asked, **rows)
         if not scores.covered:
             raise UserError(f"no answer reads the same in the tokens of {teacher} and of the student", TEXT_LEVEL)
         return scores
@@ -266,6 +281,24 @@ class Scores:
     @cached_property
     def _places(self) -> dict[tuple[tuple[int, ...], int], int]:
         return {_key(lesson): place for place, lesson in enumerate(self.lessons)}
+
+
+def parts_of(kept: Path) -> list[Path]:
+    """The files that `Scores.of_engine` has left beside `kept`; no longer needed where that stands."""
+    return sorted(kept.parent.glob(f"{kept.stem}-part-*{kept.suffix}"))
+
+
+def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of several groups of lessons, one after the other."""
+    whole = {}
+    for name in _KINDS:
+        pieces = [part[name] for part in parts]
+        if name.endswith("offsets"):
+            counts = torch.cat([offsets.diff() for offsets in pieces])
+            whole[name] = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        else:
+            whole[name] = torch.cat(pieces)
+    return whole
 
 
 def _known(tokenizer: Any) -> int:

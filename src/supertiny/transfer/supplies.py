@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of
 from supertiny.core.methods import build
 from supertiny.core.models import catalogue, path_of
 from supertiny.core.nearest import NearestExamples
-from supertiny.core.protocols import Format
+from supertiny.core.protocols import Engine, Format
 from supertiny.core.records import Answer, Example, Prompt
 from supertiny.core.run import Run
 from supertiny.engines._gguf_to_hf import tokenizer_of
@@ -21,7 +21,8 @@ from supertiny.engines._huggingface import huggingface_folder
 from supertiny.training.lessons import Lesson, encode_prompts
 from supertiny.training.practice import Practice
 from supertiny.training.pupil import Pupil
-from supertiny.training.scores import Scores
+from supertiny.training.scores import Scores, parts_of
+from supertiny.transfer.paid import PaidEngine
 from supertiny.transfer.settings import Settings
 
 
@@ -54,31 +55,36 @@ class Supplies:
     def _practice(self, pupil: Pupil) -> Practice:
         task, longest = self.run.task, self.settings.longest_tokens
         prompts = encode_prompts(self.unanswered, self.form, task.tools, pupil.tokenizer, longest)
-        return Practice(self.form, task.tools, task.verify, prompts, self.settings.max_tokens)
+        opener = partial(self._open, place="transfer: the judge's engine", purpose="judging the student's answers")
+        return Practice(self.form, task.tools, task.verify, prompts, self.settings.max_tokens, opener)
+
+    def _open(self, block: Any, place: str, purpose: str) -> Engine:
+        """The engine; one that somebody bills is paid through the run's ledger, within the recipe's budget."""
+        engine: Engine = build("engines", block, place).open()
+        return PaidEngine(self.run.ledger, engine, purpose) if engine.price.is_billed else engine
 
     def _teacher(self) -> Pupil:
         folder = huggingface_folder(self.settings.teacher, "transfer.teacher")
         return Pupil.open(folder, self.settings.precision)
 
     def _scores(self, pupil: Pupil, lessons: Sequence[Lesson]) -> Scores:
-        """The stored scores of these lessons; asked for once, and read back where a stopped run has them."""
+        """The stored scores of these lessons; asked for once, and read back as far as a stopped run has them."""
         prompts = [self._shown(lesson) for lesson in lessons]
         block = self.settings.teacher
         asked = hash_of([block, self.settings.top_k, [list(lesson.ids) for lesson in lessons]])
         path = self.folder.parent / f".teacher-{asked}.safetensors"
         if path.exists():
             return Scores.open(path, lessons, None, prompts)
-        engine = build("engines", block, "transfer.teacher").open()
+        engine = self._open(block, "transfer.teacher", "the teacher's scores of lessons")
         try:
-            if engine.price.is_billed:
-                problem = f"transfer.teacher: scores of {engine.name} would be paid beside the ledger and its budget"
-                raise UserError(problem, "take an engine that nobody bills, or let the student learn its answers alone")
-            tokenizer = _tokenizer_of(block)
-            scores = Scores.of_engine(engine, lessons, pupil.tokenizer, tokenizer, self.settings.top_k, prompts)
+            own, top_k = _tokenizer_of(block), self.settings.top_k
+            scores = Scores.of_engine(engine, lessons, pupil.tokenizer, own, top_k, prompts, kept=path)
         finally:
             engine.close()
         self.run.progress.note(f"  the teacher {scores.teacher} scored {scores.covered:.0%} of the answer tokens")
         scores.save(path)
+        for part in parts_of(path):
+            part.unlink()
         return scores
 
     def _shown(self, lesson: Lesson) -> Prompt:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from supertiny.engines.torch import Torch
 from supertiny.formats._answerer import ModelAnswerer
 from supertiny.training.grid import on_grid, settled
 from supertiny.training.lessons import Lesson, encode_lessons
-from supertiny.training.loop import Step, steps_of
+from supertiny.training.loop import Step
 from supertiny.training.pupil import Pupil
 from supertiny.transfer.settings import Settings
 from supertiny.transfer.supplies import Supplies
@@ -143,12 +144,13 @@ class Course:
         learner = build("learners", block, f"transfer.learners.{number}")
         checkpoint = self.work / f"learner-{number}.safetensors"
         supplied = self.supplies.of(learner, pupil, lessons)
-        rows = len(lessons) + len(supplied["practice"].unanswered if "practice" in supplied else ())
         steps = learner.fit(pupil, lessons, self.run.seed, checkpoint, self.settings.checkpoint_steps, **supplied)
-        total = steps_of(rows, learner.rows, learner.passes)
-        with self.run.progress.task(f"{self.name}: {_title(block)} on {len(lessons)} rows", total, "steps") as tick:
+        first = next(steps, None)  # only the learner knows how many there are: it may pass over rows, or ask more
+        if first is None:
+            return
+        with self.run.progress.task(f"{self.name}: {_title(block)} on {len(lessons)} rows", first.of, "steps") as tick:
             begun = 0
-            for step in steps:
+            for step in chain((first,), steps):
                 if not begun:
                     self._forget(number, step.step)
                 tick(step.step - begun)

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 
 from supertiny.compress.inputs import Inputs
-from supertiny.compress.inverse import inverse_factor
 from supertiny.compress.pruners._masks import lowest, matrix_of, pattern_of
 from supertiny.core.errors import UserError
 
@@ -42,7 +41,7 @@ class Sparsegpt:
         matrix = matrix_of(weight, sparsity, self.pattern, "sparsegpt")
         inputs.check(weight)
         inputs.needed_gram("sparsegpt")
-        factor = inverse_factor(inputs.damped(self.damping))
+        factor = inputs.factor(self.damping)
         parts = pattern_of(self.pattern)
         block = _BLOCK if parts is None else max(parts[1], _BLOCK // parts[1] * parts[1])
         (height, width), removed = matrix.shape, 0

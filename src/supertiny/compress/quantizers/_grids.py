@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,9 @@ Zero = Literal["middle", "integer", "offset"]
 LlamaType = Literal["q4_0", "q4_1", "q5_0", "q8_0"]
 _LARGEST = 65504.0  # of float16, which scales are stored in
 _SAMPLE = 256  # groups that are looked at before all are
+_SHARES = 8  # of a group's range that a search begins with
+_NUMBERS = 1 << 20  # weights times candidates that are looked at together
+_AGAIN = 2  # times that the best points of a search are fitted to their own codes once more
 
 
 class Points(NamedTuple):
@@ -23,6 +26,30 @@ class Points(NamedTuple):
     scale: torch.Tensor
     lowest: torch.Tensor
     offset: torch.Tensor
+
+    def inverse(self) -> torch.Tensor:
+        """Of the scale, and 0 where that is 0."""
+        return self.scale.reciprocal().masked_fill_(self.scale == 0, 0)
+
+
+class _Reach(NamedTuple):
+    """Of each group the lowest weight, the highest, and the one of the two that is further from zero."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    extreme: torch.Tensor
+
+
+class _Sought(NamedTuple):
+    """What a search looks at: weights (group, groups), their cost (group,), its sum, their means (1, groups) on an
+    offset grid and else 0, and cost * (weight - mean).
+    """
+
+    columns: torch.Tensor
+    cost: torch.Tensor
+    total: torch.Tensor
+    centre: torch.Tensor
+    pull: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -50,31 +77,48 @@ class Grid:
 
     def codes(self, groups: torch.Tensor, points: Points) -> torch.Tensor:
         """The nearest points' codes, 0 to `span`, as float32."""
-        inverse = torch.where(points.scale == 0, 0.0, points.scale.reciprocal())
-        return ((groups - points.offset) * inverse).add_(0.5).floor_().sub_(points.lowest).clamp_(0, self.span)
+        scaled = (groups - points.offset).mul_(points.inverse()).add_(0.5).floor_()  # halves go up, as in llama.cpp
+        return scaled.sub_(points.lowest).clamp_(0, self.span)
+
+    def steps(
+        self, weights: torch.Tensor, points: Points, inverse: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The nearest points' distances in scales from zero, or from the offset: codes + `lowest`.
+
+        `inverse` is that of the points, which loops make once.
+        """
+        from_zero = weights - points.offset if self.zero == "offset" else weights
+        steps = torch.mul(from_zero, inverse, out=out).round_()
+        if self.zero == "integer":
+            return steps.clamp_(points.lowest, points.lowest + self.span)
+        return steps.clamp_(self._bottom, self._bottom + self.span)
 
     def values(self, codes: torch.Tensor, points: Points) -> torch.Tensor:
-        return points.scale * (codes + points.lowest) + points.offset
+        values = (codes + points.lowest).mul_(points.scale)
+        return values.add_(points.offset) if self.zero == "offset" else values
 
     def plain(self, groups: torch.Tensor) -> tuple[torch.Tensor, Points]:
         """Codes and points by the largest weights alone; in llama.cpp's types as llama.cpp does it."""
-        exact = self._spread(groups)
+        exact = self._spread(_reach(groups, 1))
         stored = _stored(exact)
         # llama.cpp counts the steps before it rounds the scale.
         return self.codes(groups, exact if self.type else stored), stored
 
     def fitted(self, groups: torch.Tensor, cost: torch.Tensor | None = None) -> Points:
         """The points with the least squared error, each weight's times its cost (group,), that a search finds."""
-        weighing = torch.ones(self.group, device=groups.device) if cost is None else cost
-        best = _stored(self._spread(groups))
-        least = self._error(groups, best, weighing)
-        for rough in self._candidates(groups):
-            tried = self._refitted(groups, _stored(rough), weighing)
-            error = self._error(groups, tried, weighing)
-            better = error < least
-            least = torch.where(better, error, least)
-            best = Points(*(torch.where(better, new, old) for new, old in zip(tried, best, strict=True)))
-        return best
+        # One group a column, so that neighbours in memory have scales of their own: a processor likes long runs.
+        columns = groups.T.contiguous()
+        cost = torch.ones(self.group, device=groups.device) if cost is None else cost
+        total = cost.sum().clamp_min(1e-30)
+        centre = (cost @ columns / total)[None] if self.zero == "offset" else torch.zeros_like(columns[:1])
+        sought = _Sought(columns, cost, total, centre, (columns - centre).mul_(cost[:, None]))
+        candidates = self._candidates(_reach(columns, 0))
+        size = max(1, _NUMBERS // columns.numel())
+        parts = zip(*(torch.split(part, size) for part in candidates), strict=True)
+        best = _least([self._refitted(sought, Points(*part)) for part in parts])
+        for _ in range(_AGAIN):
+            best, _ = self._refitted(sought, best)
+        return Points(*(part.reshape(-1, 1) for part in best))
 
     def recovered(self, groups: torch.Tensor) -> tuple[torch.Tensor, Points] | None:
         """Codes and points of groups that all lie on such a grid already, so that nothing is lost; else None."""
@@ -106,15 +150,14 @@ class Grid:
             tensors["offsets"] = points.offset.half().reshape(height, -1)
         return Packed("uniform", shape, dtype, {"bits": self.bits, "group": self.group, "zero": self.zero}, tensors)
 
-    def _spread(self, groups: torch.Tensor, share: float = 1.0, flipped: bool = False) -> Points:
+    def _spread(self, reach: _Reach, share: float | torch.Tensor = 1.0, flipped: bool = False) -> Points:
         """Points that reach over `share` of each group's range, not yet rounded to what is stored."""
-        nothing = torch.zeros_like(groups[:, :1])
+        low, high, extreme = reach
+        nothing = torch.zeros_like(low)
         if self.zero == "middle":
-            extreme = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
-            half = 127 if self.type == "q8_0" else 1 << (self.bits - 1)
+            half = -self._bottom
             scale = extreme.abs() / 127 if self.type == "q8_0" else extreme / (half - 1 if flipped else -half)
             return Points(scale * share, torch.full_like(nothing, -half), nothing)
-        low, high = groups.amin(dim=1, keepdim=True), groups.amax(dim=1, keepdim=True)
         if self.zero == "integer":
             low, high = low.clamp(max=0) * share, high.clamp(min=0) * share
             scale = (high - low) / self.span
@@ -123,41 +166,47 @@ class Grid:
         cut = (high - low) * (1 - share) / 2
         return Points((high - low - 2 * cut) / self.span, nothing, low + cut)
 
-    def _candidates(self, groups: torch.Tensor) -> Iterator[Points]:
-        """Clipping pays the more, the fewer bits there are."""
+    def _candidates(self, reach: _Reach) -> Points:
+        """Points to begin a search with, (candidates, 1, groups): clipping pays the more, the fewer bits there are."""
         least = {2: 0.45, 3: 0.6, 4: 0.7}.get(self.bits, 0.85)
-        for share in torch.linspace(1.0, least, 8).tolist():
-            yield self._spread(groups, share)
-            if self.zero == "middle" and self.type != "q8_0":
-                yield self._spread(groups, share, flipped=True)
+        shares = torch.linspace(1.0, least, _SHARES, device=reach.low.device)[:, None, None]
+        sides = (False, True) if self.zero == "middle" and self.type != "q8_0" else (False,)
+        spread = [torch.broadcast_tensors(*self._spread(reach, shares, side)) for side in sides]  # type: ignore[no-untyped-call]
+        return _stored(Points(*(torch.cat(parts) for parts in zip(*spread, strict=True))))
 
-    def _refitted(self, groups: torch.Tensor, points: Points, cost: torch.Tensor) -> Points:
-        """Scale (and offset) of least squares for the codes that these points give."""
-        steps = self.codes(groups, points) + points.lowest
+    def _refitted(self, sought: _Sought, points: Points) -> tuple[Points, torch.Tensor]:
+        """Scale (and offset) of least squares for the codes that these points (candidates, 1, groups) give.
+
+        And the error that they leave, less the weights' squares, which are the same for all candidates.
+        """
+        steps = self.steps(sought.columns, points, points.inverse())
+        mean = torch.zeros_like(points.scale)
         if self.zero == "offset":
-            total = cost.sum().clamp_min(1e-30)
-            centre, middle = (groups @ cost / total)[:, None], (steps @ cost / total)[:, None]
-            apart = steps - middle
-            squares = (apart.square() @ cost)[:, None]
-            scale = ((apart * (groups - centre)) @ cost)[:, None] / squares
-            fine = (squares > 0) & (scale > 0)
-            scale = torch.where(fine, scale, points.scale)
-            return _stored(Points(scale, points.lowest, torch.where(fine, centre - scale * middle, points.offset)))
-        squares = (steps.square() @ cost)[:, None]
-        scale = ((steps * groups) @ cost)[:, None] / squares
-        return _stored(points._replace(scale=torch.where((squares > 0) & (scale != 0), scale, points.scale)))
+            mean = (sought.cost @ steps / sought.total)[:, None]
+            steps -= mean
+        along = (steps * sought.pull).sum(dim=1, keepdim=True)
+        squares = (sought.cost @ steps.square_())[:, None]
+        scale = along / squares
+        fine = (squares > 0) & (scale > 0 if self.zero == "offset" else scale != 0)
+        scale = halved(torch.where(fine, scale, points.scale))
+        offset = points.offset
+        if self.zero == "offset":
+            offset = halved(torch.where(fine, sought.centre - scale * mean, offset))
+        return Points(scale, points.lowest, offset), scale * (scale * squares - 2 * along)
 
-    def _error(self, groups: torch.Tensor, points: Points, cost: torch.Tensor) -> torch.Tensor:
-        apart = self.values(self.codes(groups, points), points).sub_(groups)
-        return (apart.square_() @ cost)[:, None]
+    @property
+    def _bottom(self) -> int:
+        """`lowest` where it is the same in all groups."""
+        if self.zero == "offset":
+            return 0
+        return -127 if self.type == "q8_0" else -(1 << (self.bits - 1))
 
     def _exact_points(self, groups: torch.Tensor) -> tuple[Points, torch.Tensor]:
         """Points that hold every weight of a group exactly, and (groups, 1) whether there are any."""
-        points = self._spread(groups)._replace(scale=torch.zeros_like(groups[:, :1]))
-        low = groups.amin(dim=1, keepdim=True)
-        extreme = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
+        low, high, extreme = reach = _reach(groups, 1)
+        points = self._spread(reach)._replace(scale=torch.zeros_like(low))
         if self.zero == "offset":
-            points, extreme = points._replace(offset=halved(low)), groups.amax(dim=1, keepdim=True) - low
+            points, extreme = points._replace(offset=halved(low)), high - low
         done = (self.values(torch.zeros_like(groups), points) == groups).all(dim=1, keepdim=True)
         # The extreme weight stands so many steps from zero, or from the lowest one.
         for steps in self._extremes():
@@ -211,6 +260,18 @@ def nearest_level(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Ten
 def halved(numbers: torch.Tensor) -> torch.Tensor:
     """As float16 keeps them, in float32; numbers beyond its range stand at its end."""
     return numbers.clamp(-_LARGEST, _LARGEST).half().float()
+
+
+def _reach(groups: torch.Tensor, dim: int) -> _Reach:
+    # Of weights that are as far from zero the first one, as in llama.cpp.
+    extreme = groups.gather(dim, groups.abs().argmax(dim=dim, keepdim=True))
+    return _Reach(groups.amin(dim=dim, keepdim=True), groups.amax(dim=dim, keepdim=True), extreme)
+
+
+def _least(tried: Sequence[tuple[Points, torch.Tensor]]) -> Points:
+    """Of all candidates those of the least error for each group: (1, 1, groups)."""
+    place = torch.cat([error for _, error in tried]).nan_to_num_(nan=torch.inf).argmin(dim=0, keepdim=True)
+    return Points(*(torch.cat(parts).gather(0, place) for parts in zip(*(points for points, _ in tried), strict=True)))
 
 
 def _stored(points: Points) -> Points:

@@ -3,11 +3,14 @@
 Paper: Frantar et al., GPTQ, 2022, arXiv:2210.17323.
 Use when: 2 to 5 bits, with calibration rows at hand; `grid: q4_0` gives weights that llama.cpp packs without loss.
 Differs from the paper: scales are searched for the least error and rounded before they are used; with `ordered` they
-are fixed beforehand, so that groups stay neighbours; a row that plain rounding keeps better is rounded plainly.
+are fixed beforehand, so that groups stay neighbours; a row that plain rounding keeps better is rounded plainly. Weights
+that are exactly zero, as a pruner leaves them, stay zero, and what follows makes up for it (SparseGPT's joint way); an
+`offset` grid, also q4_1, has no point for zero, so there they come back as small weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,12 +18,12 @@ import torch
 from pydantic import Field
 
 from supertiny.compress.inputs import Inputs
-from supertiny.compress.inverse import inverse_factor
 from supertiny.compress.packed import Packed
 from supertiny.compress.quantizers._grids import Grid, LlamaType, Points, Zero, matrix_of
 from supertiny.core.errors import UserError
 
-_BLOCK = 128  # columns between two updates of all that follow
+_Way = tuple[Points, torch.Tensor]
+_BLOCK = 64  # most columns between two updates of all that follow
 
 
 @dataclass(frozen=True)
@@ -69,40 +72,50 @@ def _compensated(
 ) -> tuple[torch.Tensor, Points]:
     """Codes (groups, group) and their points."""
     height, width = matrix.shape
-    order = inputs.second.argsort(descending=True, stable=True) if ordered else torch.arange(width)
-    factor = inverse_factor(inputs.damped(damping)[order][:, order])
-    cost = factor.diagonal().square().reciprocal()
+    order, factor = inputs.order(ordered), inputs.factor(damping, ordered)
+    pivots = factor.diagonal()
+    cost = pivots.square().reciprocal()
     cost = cost / cost.mean()
+    share = factor / pivots[:, None]  # of what a column lost that each column after it takes over
     columns = matrix.T[order].contiguous()  # (in, out): a column of the matrix is one run of memory
+    # Pruned weights: no share of zeros is asked for, as trained weights are hardly ever exactly zero.
+    gone = columns == 0 if grid.zero != "offset" and bool((matrix == 0).any()) else None
     fixed = _per_group(grid.fitted(grid.groups(matrix)), height) if ordered else None
-    codes, chosen = torch.empty_like(columns), []
-    block = max(grid.group, _BLOCK // grid.group * grid.group)
-    for start in range(0, width, block):
-        end = min(start + block, width)
-        errors = torch.empty(end - start, height, device=matrix.device)
+    steps, chosen, places = torch.empty_like(columns), list[_Way](), order.tolist()
+    for start, end in _spans(width, grid.group):
+        if fixed is None and start % grid.group == 0:
+            ahead = slice(start, start + grid.group)
+            alive = columns[ahead] if gone is None else columns[ahead].masked_fill(gone[ahead], 0)
+            chosen += _per_group(grid.fitted(alive.T, cost[ahead]), height)
+        lost = torch.empty(end - start, height, device=matrix.device)
         for place in range(start, end):
-            column = int(order[place])
-            if fixed is None and place % grid.group == 0:
-                ahead = slice(place, place + grid.group)
-                points = grid.fitted(columns[ahead].T.contiguous(), cost[ahead])
-                chosen.append(points)
-            elif fixed is not None:
-                points = fixed[column // grid.group]
-            now = columns[place][:, None]
-            code = grid.codes(now, points)
-            codes[column] = code[:, 0]
-            errors[place - start] = ((now - grid.values(code, points)) / factor[place, place])[:, 0]
-            columns[place + 1 : end].addr_(factor[place, place + 1 : end], errors[place - start], alpha=-1)
-        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    return grid.groups(codes.T.contiguous()), _joined(fixed or chosen)
+            points, inverse = fixed[places[place] // grid.group] if fixed else chosen[-1]
+            now = torch.addmv(columns[place], lost[: place - start].T, share[start:place, place], alpha=-1)
+            step = grid.steps(now, points, inverse, out=steps[places[place]])
+            if gone is not None:
+                step.masked_fill_(gone[place], 0)
+            torch.addcmul(now, step, points.scale, value=-1, out=lost[place - start])
+            if grid.zero == "offset":
+                lost[place - start] -= points.offset
+        columns[end:].addmm_(share[start:end, end:].T, lost, alpha=-1)
+    joined = _joined(fixed or chosen)
+    return grid.groups(steps.T.contiguous()) - joined.lowest, joined
 
 
-def _per_group(points: Points, height: int) -> list[Points]:
-    """Of points in the order of `Grid.groups`, those of each group of columns: (out, 1)."""
-    parts = [part.reshape(height, -1) for part in points]
-    return [Points(*(part[:, place, None] for part in parts)) for place in range(parts[0].shape[1])]
+def _spans(width: int, group: int) -> Iterator[tuple[int, int]]:
+    """Columns between two updates of all that follow: each group, in parts where it is large."""
+    for first in range(0, width, group):
+        end = first + group
+        yield from ((start, min(start + _BLOCK, end)) for start in range(first, end, _BLOCK))
 
 
-def _joined(points: list[Points]) -> Points:
+def _per_group(points: Points, height: int) -> list[_Way]:
+    """Of points in the order of `Grid.groups`, those of each group of columns, (out,), and their inverse."""
+    parts = [part.reshape(height, -1).T.contiguous() for part in (*points, points.inverse())]
+    return [(Points(*group), inverse) for *group, inverse in zip(*parts, strict=True)]
+
+
+def _joined(ways: Sequence[_Way]) -> Points:
     """Undoes `_per_group`."""
-    return Points(*(torch.cat(parts, dim=1).reshape(-1, 1) for parts in zip(*points, strict=True)))
+    points = zip(*(points for points, _ in ways), strict=True)
+    return Points(*(torch.stack(parts, dim=1).reshape(-1, 1) for parts in points))

@@ -87,13 +87,13 @@ class Hybrid:
             teacher.model.eval()
         rules = Rules(self.reward, self.samples, self.temperature, self.redraws, 0.0, self.least_signal)
         trials = Trials(pupil, practice, rules, lessons, seed)
+        trials.reward = practice.served(trials.reward)
         if checkpoint is None or not checkpoint.exists():
             trials.check_signal()
         both = _Both(pupil, teacher, build("divergences", self.divergence), self.top_k, self.temperature)
-        total = steps_of(len(lessons), self.rows, self.passes)
 
         def draw(group: Sequence[Lesson], step: int) -> list[Lesson]:
-            along = step / max(1, total - 1)
+            along = step / max(1, steps_of(len(lessons), self.rows, self.passes) - 1)
             both.share = (1 - along) * self.policy_share_first + along * self.policy_share_last
             # A group stands in the order of its lengths: its first would always be the shortest.
             asked = random.Random(f"{seed} {step}").sample(list(group), min(self.asked, len(group)))
