@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STUDENT = "smollm2-135m-instruct-q4_1"
 IMITATE = {"method": "imitate", "learning_rate": 3e-4, "passes": 3, "rows": 16}
+EXAMS = 4  # of each student, evenly spread
 QUICK = {"passes": 1, "rows": 8, "asked": 2, "samples": 2, "redraws": 0}  # of a learner's settings, where it has them
 
 
@@ -37,6 +38,8 @@ class Arm:
     """The arm whose student of the same seed it goes on with; the untaught student where it is empty."""
     taught_by: str = ""
     """The arm whose students of several seeds teach together; what they agree on of other requests is learned too."""
+    as_long_as: str = ""
+    """The arm that sees as many rows: fewer lessons are seen more often, so that steps do not make the difference."""
     needs: tuple[str, ...] = ("pool",)
     """Of the teacher's answers."""
 
@@ -50,7 +53,7 @@ ARMS = (
     Arm("labelled_only", {**IMITATE, "passes": 12}, lessons="none", needs=()),
     Arm("teacher", needs=("valid",)),
     Arm("unverified", IMITATE, lessons="unverified"),
-    Arm("verified", IMITATE),
+    Arm("verified", IMITATE, as_long_as="unverified"),
     Arm("reject", {"method": "reject", "passes": 2, "rows": 16, "samples": 4}, on="verified"),
     # Scores of a large model would have to be aligned span by span, and its pipeline, not it, is the good teacher.
     # Students of other seeds cut words alike, err in other places, and are there already.
@@ -63,12 +66,12 @@ ARMS = (
     Arm(
         "reinforce",
         # No request is refused for want of signal: a student that learned by heart then simply stays what it is.
-        {"method": "reinforce", "rows": 16, "learning_rate": 2e-5, "redraws": 1, "least_signal": 0.0},
+        {"method": "reinforce", "rows": 16, "samples": 4, "learning_rate": 2e-5, "redraws": 1, "least_signal": 0.0},
         on="verified",
     ),
     Arm(
         "hybrid",
-        {"method": "hybrid", "passes": 2, "rows": 16, "learning_rate": 5e-5, "redraws": 0},
+        {"method": "hybrid", "passes": 2, "rows": 16, "asked": 4, "samples": 4, "learning_rate": 5e-5, "redraws": 0},
         on="verified",
         taught_by="verified",
     ),
@@ -100,6 +103,14 @@ class Place:
         """Labelled rows, and the pool's as the arm's `lessons` say."""
         more = {"none": [], "unverified": self.taught.unverified, "verified": self.taught.verified}
         return [*self.task.labelled, *more[lessons]]
+
+    def learner_of(self, arm: Arm) -> dict[str, Any]:
+        """The arm's learner, with as many passes as make it last as long as another arm."""
+        if not arm.as_long_as or self.quick:
+            return self.learner(arm.learner)
+        other = BY_NAME[arm.as_long_as]
+        visits = other.learner["passes"] * len(self.rows(other.lessons))
+        return {**self.learner(arm.learner), "passes": max(1, round(visits / len(self.rows(arm.lessons))))}
 
     def learner(self, block: Mapping[str, Any]) -> dict[str, Any]:
         """The block as it is; where things must be quick, with less of all that takes time."""
@@ -164,12 +175,12 @@ def cell_of(place: Place, arm: Arm, seed: int) -> Cell:
         place.task,
         place.student,
         seed,
-        place.learner(arm.learner),
+        place.learner_of(arm),
         place.rows(arm.lessons),
         student_of(arm.on, seed) if arm.on else None,
         place.taught.unanswered if arm.on else (),
         tuple(student_of(arm.taught_by, other) for other in place.committee) if arm.taught_by else (),
-        exams=1 if place.quick else 4,
+        exams=1 if place.quick else EXAMS,
         keeps=arm.name in BUILT_ON,
     )
 

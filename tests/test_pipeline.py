@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supertiny import pipeline
+from supertiny.core.errors import UserError
 from supertiny.core.progress import Progress
+from supertiny.core.recipe import STAGES
 from supertiny.core.run import Run
 from tests.small_recipe import write_recipe
 
@@ -43,3 +47,51 @@ def test_what_no_engine_here_opens_is_reported_without_being_served(
     assert ("artifact" in measured[0]) == ("serve" in stages)
     pipeline.execute(recipe, progress=Progress(quiet=True))
     assert done == stages, "what is done is not done again"
+
+
+def test_a_file_that_learners_name_is_needed_until_they_have_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    for stage in STAGES:
+        monkeypatch.setattr(f"supertiny.{stage}.stage.run", partial(_note, done, stage))
+    text, path = tmp_path / "domain.txt", write_recipe(tmp_path)
+    told = [f"transfer.learners=[{{method: continual, domain: {text}}}]"]
+    with pytest.raises(UserError, match=r"transfer\.learners\.0\.domain: .*domain\.txt is not there"):
+        pipeline.load_recipe(path, told)
+    text.write_text("one", encoding="utf-8")
+    pipeline.execute(pipeline.load_recipe(path, told), progress=Progress(quiet=True))
+    assert done == list(STAGES)
+    text.unlink()
+    pipeline.execute(pipeline.load_recipe(path, told), only="report", progress=Progress(quiet=True))
+    assert done == list(STAGES)
+    text.write_text("two", encoding="utf-8")
+    pipeline.execute(pipeline.load_recipe(path, told), progress=Progress(quiet=True))
+    assert done == [*STAGES, *STAGES[1:]], "another content is learned anew"
+    text.unlink()
+    changed = pipeline.load_recipe(path, [*told, "transfer.evaluations=2"])
+    with pytest.raises(UserError, match=r"transfer\.learners\.0\.domain: .*domain\.txt is not there"):
+        pipeline.execute(changed, progress=Progress(quiet=True))
+    assert done == [*STAGES, *STAGES[1:]]
+
+
+def _note(done: list[str], stage: str, *arguments: Any) -> dict[str, Any]:
+    done.append(stage)
+    return {}
+
+
+@pytest.mark.parametrize("dollars", [0, 1])
+def test_an_estimate_names_the_billed_engines_that_it_leaves_out(
+    dollars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("supertiny.prototype.estimate.estimate", lambda *arguments: None)
+    monkeypatch.setattr(Progress, "note", lambda self, text: said.append(text))
+    hosted = {"method": "openai", "model": "m", "dollars_per_million_in": dollars, "dollars_per_million_out": dollars}
+    reward = {"method": "brevity", "of": {"method": "judge", "engine": hosted}}
+    learners = json.dumps([{"method": "reinforce", "reward": reward}, "distil"])
+    told = [f"transfer.learners={learners}", f"transfer.teacher={json.dumps(hosted)}"]
+    pipeline.execute(pipeline.load_recipe(write_recipe(tmp_path), told), estimate=True)
+    places = "transfer.learners.0.reward.of.engine, transfer.teacher"
+    assert said == ([f"  not in it: what learners ask of billed engines: {places}"] if dollars else [])

@@ -14,14 +14,15 @@ from typing import Any, TypeGuard
 
 from supertiny import __version__
 from supertiny.core.errors import UserError, UserErrors, gathered, nearest_word
-from supertiny.core.files import hash_of, read_json
+from supertiny.core.files import hash_of, read_json, write_json
 from supertiny.core.ledger import Ledger
-from supertiny.core.methods import Own, own_methods, validated
+from supertiny.core.methods import Own, build, cards, own_methods, validated
 from supertiny.core.progress import Progress
 from supertiny.core.protocols import Answerer
 from supertiny.core.recipe import SEARCH, STAGES, Recipe, read_recipe
 from supertiny.core.run import Run, open_folder
 from supertiny.core.task import STEPS, Task, load_task
+from supertiny.training.named_files import FILES, named_files
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -40,6 +41,9 @@ def check(recipe: Recipe) -> dict[str, Any]:
         task = load_task(recipe.task)
         if "prototype" in settings:
             errors += _demands(recipe, settings["prototype"], task, own)
+    for stage, read in settings.items():
+        with gathered(errors):
+            named_files(read, stage, recipe.folder / stage)
     if SEARCH in recipe.sections:
         with gathered(errors):
             _search_of(recipe, settings)
@@ -122,11 +126,24 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
         task = load_task(recipe.task)
         asked, hourly = _asked_on_test(settings["report"], task), settings["report"].dollars_per_hour
         say(settings["prototype"], task, progress, asked, recipe.folder / "ledger.sqlite", hourly)
+        if billed := list(_billed(asdict(settings["transfer"]), "transfer")):
+            progress.note(f"  not in it: what learners ask of billed engines: {', '.join(billed)}")
         return recipe.folder
     with _opened(recipe, settings, progress) as run:
         progress.note(f"results go to {recipe.folder}")
         _run_stages(run, settings, only)
     return recipe.folder
+
+
+def _billed(value: Any, place: str) -> Iterator[str]:
+    """Places of the engines within settings that somebody bills. Raises UserError where nobody knows a price."""
+    if isinstance(value, Mapping) and value.get("method") in cards("engines"):
+        engine = build("engines", value, place)
+        if hasattr(engine, "base_url") and engine.price().is_billed:
+            yield place
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in inner:
+        yield from _billed(part, f"{place}.{name}")
 
 
 def optimise(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
@@ -196,7 +213,7 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
     for number, stage in enumerate(STAGES, 1):
         # A stage's key covers its settings, the results before it, the task and the version: what it read, in one hash.
         read = {"before": key, "settings": _hashed(settings[stage]), "supertiny": __version__}
-        key = hash_of(read | _decided(stage, settings, run))
+        key = hash_of(read | _read_beside(stage, settings, run))
         if only not in (None, stage):
             if STAGES.index(stage) < STAGES.index(str(only)) and not run.is_done(stage, key):
                 problem = f"{run.folder / stage} is not there, or was made with other settings"
@@ -212,14 +229,14 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
         run.do(stage, key, partial(_work, stage, settings, run))
 
 
-def _decided(stage: str, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """What people have written into the files that a stage put before them; nothing while they have not."""
-    if stage != "prototype":
-        return {}
-    from supertiny.prototype.stage import reads
+def _read_beside(stage: str, settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """What a stage reads in files that are no stage's: people's decisions, files that learners name; may be nothing."""
+    found = {"files": named_files(settings[stage], stage, run.folder / stage)}
+    if stage == "prototype":
+        from supertiny.prototype.stage import reads
 
-    decisions = reads(settings[stage], run.folder)
-    return {"decided": decisions} if decisions else {}
+        found["decided"] = reads(settings[stage], run.folder)
+    return {name: read for name, read in found.items() if read}
 
 
 def _hashed(settings: Any) -> dict[str, Any]:
@@ -239,6 +256,7 @@ def _default(setting: Field[Any]) -> Any:
 def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Mapping[str, Any]:
     work = importlib.import_module(f"supertiny.{stage}.stage").run
     more = (answerers(settings, run),) if stage == "report" else ()
+    files = named_files(settings[stage], stage)  # the stage needs them all: what is gone is told before it begins
     try:
         summary: Mapping[str, Any] = work(settings[stage], run, folder, *more)
     except OSError as error:
@@ -247,6 +265,8 @@ def _work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Ma
             raise
         hint = "free some disk space and run the same command to go on"
         raise UserError(f"{stage}: the disk of {run.folder} is full", hint) from error
+    if files:
+        write_json(folder / FILES, files)
     return summary
 
 
@@ -285,7 +305,6 @@ def _open_teacher(settings: Mapping[str, Any], run: Run, kind: str) -> Answerer:
 
 
 def _open_student(settings: Mapping[str, Any], run: Run, name: str) -> Answerer:
-    from supertiny.core.methods import build
     from supertiny.core.student import Student
     from supertiny.formats._answerer import ModelAnswerer
 

@@ -124,10 +124,10 @@ def test_after_a_kill_nothing_is_asked_again(run: Run, gate: Gate, room: Room, m
     assert [path.name for path in folder.glob(".*")] == []
 
 
-def test_a_kill_while_it_tidies_up_leaves_no_half_removed_step(
-    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_while_it_tidies_up_leaves_no_half_removed_step_and_no_answers_of_it(
+    run: Run, gate: Gate, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove = shutil.rmtree
+    remove, counted = shutil.rmtree, Asked(room, monkeypatch)
 
     def killed(path: Path, *more: Any, **named: Any) -> None:
         if path.name == ".step-0" and path.exists():
@@ -139,8 +139,28 @@ def test_a_kill_while_it_tidies_up_leaves_no_half_removed_step(
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             work(run, settings(recovery=None))
+    assert counted.counted == (4, 2)
     summary, _ = work(run, settings(recovery=None))
     assert summary["promoted"]
+    assert counted.counted == (4 + 3, 2 + 1), "all but the student before the first step is new"
+
+
+def test_a_kill_when_a_card_is_written_leaves_no_file_behind(
+    run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def killed(path: Path, *more: Any, **named: Any) -> None:
+        if path.name == ".measured":
+            raise KeyboardInterrupt
+        remove(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work(run, settings([{"method": "gguf", "type": "f16"}]))
+    _, folder = work(run, settings([{"method": "gguf", "type": "f16"}]))
+    assert [path.name for path in folder.glob(".*")] == []
 
 
 def test_answers_to_other_requests_are_not_read_back(tmp_path: Path, room: Room) -> None:

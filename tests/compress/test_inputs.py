@@ -56,7 +56,7 @@ def test_the_factor_is_that_of_the_inverse() -> None:
 def test_matrices_that_share_inputs_share_the_factor(ordered: bool) -> None:
     inputs = Inputs.of(STATES)
     factor, order = inputs.factor(0.01, ordered), inputs.order(ordered)
-    assert inputs.factor(0.01, ordered) is factor
+    assert inputs.factor(0.01, ordered) is inputs.of_pruned().factor(0.01, ordered) is factor
     assert torch.equal(factor, inverse_factor(inputs.damped(0.01)[order][:, order]))
     assert not torch.equal(inputs.factor(0.1, ordered), factor)
     assert not torch.equal(inputs.factor(0.01, not ordered), factor)

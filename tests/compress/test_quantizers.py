@@ -169,7 +169,7 @@ def test_gptq_keeps_the_zeros_of_a_pruned_matrix(pruner: Any, way: dict[str, Any
     seen = crowded(192)
     pruned = build("pruners", pruner).prune(GAUSSIAN[:48, :192] * 0.03, seen, 0.5)
     gone = pruned == 0
-    restored = quantized({"method": "gptq", "ordered": ordered, **way}, pruned, seen).restored()
+    restored = quantized({"method": "gptq", "ordered": ordered, **way}, pruned, seen.of_pruned()).restored()
     assert (restored[gone] == 0).all()
     bits, group = {"q4_0": (4, 32), "q8_0": (8, 32)}.get(way.get("grid", ""), (way.get("bits"), way.get("group", 64)))
     plain = quantized({"method": "rtn", "bits": bits, "group": group, "zero": way.get("zero", "middle")}, pruned)
@@ -182,17 +182,26 @@ def test_zeros_that_gptq_keeps_cost_less_when_what_follows_knows_of_them() -> No
     """The same mask laid over the result of a rounding that did not know it."""
     seen = crowded(192)
     pruned = build("pruners", "magnitude").prune(GAUSSIAN[:48, :192], seen, 0.5)
-    nearly = torch.where(pruned == 0, 1e-20, pruned)
-    joint, apart = (quantized({"method": "gptq", "bits": 3}, each, seen).restored() for each in (pruned, nearly))
+    joint, apart = (quantized({"method": "gptq", "bits": 3}, pruned, s).restored() for s in (seen.of_pruned(), seen))
     assert (apart[pruned == 0] != 0).any()
     masked = seen.output_error(pruned, apart * (pruned != 0)).sum()
     assert seen.output_error(pruned, joint).sum() < 0.9 * masked
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+def test_zeros_that_no_pruner_made_are_weights_as_others_to_gptq(bits: int) -> None:
+    """Training on q4_0's grid leaves many: where they must stay, the rest has more to make up for."""
+    weight, seen = round_q4_0(GAUSSIAN[:48, :192]), crowded(192)
+    assert 0.05 < (weight == 0).double().mean() < 0.2
+    free, held = (quantized({"method": "gptq", "bits": bits}, weight, s).restored() for s in (seen, seen.of_pruned()))
+    assert (free[weight == 0] != 0).any()
+    assert seen.output_error(weight, free).sum() < 0.9 * seen.output_error(weight, held).sum()
+
+
 def test_an_offset_grid_has_no_zero_for_gptq_to_keep() -> None:
     seen = correlated(192)
     pruned = build("pruners", "wanda").prune(GAUSSIAN[:48, :192], seen, 0.5)
-    restored = quantized({"method": "gptq", "zero": "offset"}, pruned, seen).restored()
+    restored = quantized({"method": "gptq", "zero": "offset"}, pruned, seen.of_pruned()).restored()
     back = restored[pruned == 0].abs()
     assert (back != 0).any()
     assert back.mean() < 0.2 * restored[pruned != 0].abs().mean()

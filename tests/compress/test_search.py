@@ -102,6 +102,18 @@ def test_another_student_begins_anew(run: Run, gate: Gate) -> None:
     assert not stale.exists()
 
 
+def test_files_that_the_recovery_names_are_part_of_the_key(run: Run, tmp_path: Path) -> None:
+    def key(**more: Any) -> str:
+        return searching._Search(settings(**more), run, Budget()).key
+
+    (tmp_path / "amateur").mkdir()
+    keys = set()
+    for content in ("one", "two"):
+        (tmp_path / "amateur" / "model.safetensors").write_text(content, encoding="utf-8")
+        keys.add(key(recovery={"method": "contrast", "amateur": str(tmp_path / "amateur")}))
+    assert len(keys) == 2
+
+
 def test_a_budget_that_no_plan_keeps_is_told_with_the_nearest_before_anything_is_run(
     run: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from supertiny.compress.settings import Settings
 from supertiny.compress.steps import name_of, step_of, steps_of, title_of
 from supertiny.core.errors import UserError
 from supertiny.core.methods import validated
+from supertiny.training.named_files import named_files
 
 WANDA = {"method": "wanda", "sparsity": 0.5}
 
@@ -45,6 +47,11 @@ def test_a_step_is_of_the_family_that_has_its_method() -> None:
         ([{"method": "lsq_lora", "skip": ["*.up_proj"]}, "gguf"], r"trained in all matrices"),
         (["rtn", "keep", "gguf"], r"steps\.1: keep would move what rtn rounded off its grid"),
         (["rtn", WANDA, "gguf"], r"steps\.1: wanda would move what rtn rounded"),
+        (
+            [WANDA, "keep", {"method": "gptq", "grid": "q4_1"}, "gguf"],
+            r"steps\.2: zero is no point of gptq's.*what wanda",
+        ),
+        ([WANDA, "hqq", "gguf"], r"steps\.1: zero is no point of hqq's grid"),
         ([{"steps": 3}, "gguf"], r"steps\.0: needs a method's name"),
         (["keep", WANDA], "one exporter"),
     ],
@@ -64,6 +71,20 @@ def test_quantizers_may_stand_one_after_the_other() -> None:
     first = {"method": "gptq", "grid": "q4_0", "skip": ["*.down_proj"]}
     second = {"method": "rtn", "bits": 8, "skip": ["*.up_proj"]}
     assert len(read(steps=["keep", WANDA, first, second, "gguf"]).steps) == 5
+
+
+def test_a_grid_without_zero_may_follow_a_pruner_of_other_matrices() -> None:
+    assert read(steps=["hqq", "gguf"]).steps
+    assert read(steps=[{**WANDA, "skip": ["*.q_proj"]}, {"method": "hqq", "skip": ["*.down_proj"]}, "gguf"]).steps
+
+
+def test_files_that_the_recovery_names_are_found(tmp_path: Path) -> None:
+    chosen = read(recovery={"method": "contrast", "amateur": str(tmp_path / "amateur")})
+    with pytest.raises(UserError, match=r"compress\.recovery\.amateur: .*/amateur is not there"):
+        named_files(chosen, "compress")
+    (tmp_path / "amateur").mkdir()
+    assert list(named_files(chosen, "compress")) == [str(tmp_path / "amateur")]
+    assert not named_files(read(recovery=None), "compress")
 
 
 def test_recovery_may_be_none_and_must_not_need_stored_scores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,12 @@ def test_calls_text_and_cost_come_through() -> None:
     assert [prompt.text for prompt in prompts] == ["request 0\n>", "request 1\n>"]
     assert sampling.stop == ("<|im_end|>",)
     assert not grammar
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, -math.inf])
+def test_what_is_no_log_probability_makes_nobody_sure(logprob: float) -> None:
+    (answer,), _ = answers([Completion("TurnOn area Attic", 10, 4, logprob=logprob)], constrained=False)
+    assert answer.confidence == 0.0
 
 
 @pytest.mark.parametrize("text", ['TurnOn area "Attic', "", "TurnOn area"])

@@ -152,25 +152,6 @@ def test_weights_are_drawn_back_and_a_resume_knows_from_where(folder: Path, repl
     assert same_weights(weights(whole), weights(resumed))
 
 
-@pytest.mark.parametrize("name", ["replay", "domain"])
-def test_a_resume_with_another_file_of_the_same_name_is_refused(
-    name: str, folder: Path, replay: Path, tmp_path: Path
-) -> None:
-    files = {"replay": tmp_path / "train.jsonl", "domain": tmp_path / "domain.txt"}
-    files["replay"].write_bytes(replay.read_bytes())
-    files["domain"].write_text("The attic is dark. " * 20, encoding="utf-8")
-    learner = Continual(replay=files["replay"], domain=files["domain"], rows=3, passes=4, reptile_steps=0)
-    pupil, checkpoint = open_pupil(folder), tmp_path / "learner.safetensors"
-    new = lessons_of(of_tool("Dim"), pupil)
-    list(islice(learner.fit(pupil, new, 3, checkpoint, 2, practice=PRACTICE), 3))
-    before = files[name].read_bytes()
-    files[name].write_bytes(before[: before.rfind(b"\n", 0, -1) + 1] or before[:-20])
-    with pytest.raises(UserError, match=rf"was made with contents of {files[name]} '\w+' \(now '\w+'\) "):
-        list(learner.fit(open_pupil(folder), new, 3, checkpoint, 2, practice=PRACTICE))
-    files[name].write_bytes(before)
-    assert len(list(learner.fit(open_pupil(folder), new, 3, checkpoint, 2, practice=PRACTICE))) == 8 - 2
-
-
 def test_an_adapter_alone_is_moved(folder: Path, replay: Path) -> None:
     pupil = open_pupil(folder)
     pupil.model = get_peft_model(pupil.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).base_model.model

@@ -15,7 +15,8 @@ from supertiny.core.errors import BudgetReached
 from supertiny.core.ledger import Budget, Ledger
 from supertiny.core.methods import build
 from supertiny.core.payments import Payments
-from supertiny.core.records import Call, Price, Prompt, Sampling, TokenScores
+from supertiny.core.records import Call, Example, Price, Prompt, Sampling, TokenScores
+from supertiny.training.learners._policy import Trials
 from supertiny.training.learners.hybrid import Hybrid
 from supertiny.training.learners.reinforce import Reinforce
 from supertiny.training.lessons import encode_lessons
@@ -32,13 +33,14 @@ PRICE = Price(dollars_per_million_in=10.0, dollars_per_million_out=40.0)
 FORM, TASK = build("formats", "compact"), small_task()
 
 
-class Scorer(FakeEngine):
-    """One token a text, and `top` best ones; dies at the score of a number."""
+class Hosted(FakeEngine):
+    """One token a text, and `top` best ones, of which every try is told before it is sent; dies at one of a number."""
 
     def __init__(self, dies_at: int = -1) -> None:
         super().__init__(price=PRICE, name="hosted")
         self.dies_at = dies_at
         self.scored: list[str] = []
+        self.rounds = 0
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str], top: int = 1) -> list[TokenScores]:
         return [self._scored(prompt, text, top) for prompt, text in zip(prompts, continuations, strict=True)]
@@ -51,10 +53,6 @@ class Scorer(FakeEngine):
         own = np.array([-0.25], dtype=np.float32)
         return TokenScores(np.array([7]), np.arange(top)[None], best, own, tokens_in=50, tokens_out=1)
 
-
-class Hosted(Scorer):
-    """The same as a hosted engine: every try is told before it is sent."""
-
     def score_paid(
         self,
         prompts: Sequence[Prompt],
@@ -63,6 +61,7 @@ class Hosted(Scorer):
         done: Callable[[int, TokenScores], None],
         payments: Payments,
     ) -> None:
+        self.rounds += 1
         for place, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
             payments.begin(place)
             done(place, self._scored(prompt, text, top))
@@ -72,10 +71,9 @@ PROMPTS = [Prompt(text=f"request {number}> ") for number in range(6)]
 TEXTS = ["a"] * 6
 
 
-@pytest.mark.parametrize("kind", [Scorer, Hosted])
-def test_scores_are_paid_once_whatever_kills_the_run(kind: type[Scorer], tmp_path: Path) -> None:
-    whole = kind().score(PROMPTS, TEXTS, 3)
-    first, second, third = kind(dies_at=4), kind(), kind()
+def test_scores_are_paid_once_whatever_kills_the_run(tmp_path: Path) -> None:
+    whole = Hosted().score(PROMPTS, TEXTS, 3)
+    first, second, third = Hosted(dies_at=4), Hosted(), Hosted()
     with pytest.raises(KeyboardInterrupt):
         PaidEngine(Ledger(tmp_path / "ledger"), first, "teacher").score(PROMPTS, TEXTS, 3)
     ledger = Ledger(tmp_path / "ledger")
@@ -85,7 +83,7 @@ def test_scores_are_paid_once_whatever_kills_the_run(kind: type[Scorer], tmp_pat
     assert (bill.purpose, bill.calls, bill.tokens_in, bill.tokens_out) == ("teacher", 6, 300, 6)
     assert bill.dollars == pytest.approx(6 * (50 * 10 + 40) / 1e6)
     again = PaidEngine(Ledger(tmp_path / "ledger"), third, "teacher").score(PROMPTS, TEXTS, 3)
-    assert third.scored == []
+    assert (third.scored, third.rounds) == ([], 0), "whose scores are all known is not asked at all"
     for one in (found[:6], again):
         for left, right in zip(one, whole, strict=True):
             assert vars(left).keys() == vars(right).keys()
@@ -95,9 +93,8 @@ def test_scores_are_paid_once_whatever_kills_the_run(kind: type[Scorer], tmp_pat
     assert len(third.scored) == 1, "other best tokens are another question"
 
 
-@pytest.mark.parametrize("kind", [Scorer, Hosted])
-def test_the_budget_is_never_crossed(kind: type[Scorer], tmp_path: Path) -> None:
-    ledger, engine = Ledger(tmp_path / "ledger", Budget(tokens=300)), kind()
+def test_the_budget_is_never_crossed(tmp_path: Path) -> None:
+    ledger, engine = Ledger(tmp_path / "ledger", Budget(tokens=300)), Hosted()
     with pytest.raises(BudgetReached) as told:
         PaidEngine(ledger, engine, "teacher").score(PROMPTS, TEXTS, 3)
     assert "prototype.budget" in told.value.hint
@@ -140,18 +137,43 @@ def test_an_engine_that_nobody_bills_stays_beside_the_ledger(tmp_path: Path, mon
     assert opened.complete([Prompt(text="a")], Sampling(2))[0].text == "re: a"
 
 
+def test_nobody_waits_for_a_providers_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = Hosted(), Hosted()
+    slow.at_once = quick  # type: ignore[attr-defined]
+    paid = bench(Ledger(tmp_path / "ledger"), slow, monkeypatch, tmp_path)._open("openai", "the judge's engine", "x")
+    paid.complete([Prompt(text="a")], Sampling(2))
+    paid.score(PROMPTS[:1], TEXTS[:1])
+    assert (len(quick.asked), len(quick.scored)) == (1, 1)
+    assert (slow.asked, slow.scored) == ([], [])
+
+
 @pytest.mark.parametrize("learner", [Reinforce, Hybrid])
-def test_learners_have_their_judge_opened_by_the_run(learner: Any, tmp_path: Path) -> None:
+def test_learners_have_their_judge_opened_by_the_run_at_the_first_doubt(
+    learner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block = {"method": "openai", "model": "m"}
     opened: list[Any] = []
+    made: list[Trials] = []
 
     def open_engine(asked: Any) -> Any:
         opened.append(asked)
         return FakeEngine()
+
+    monkeypatch.setattr(Trials, "check_signal", lambda trials: made.append(trials))
 
     pupil = open_pupil(write_student(tmp_path))
     practice = Practice(FORM, TASK.tools, TASK.verify, max_tokens=4, open_engine=open_engine)
     chosen = learner(reward={"method": "judge", "engine": block}, samples=2, least_signal=0.0)
     lessons = encode_lessons(examples("labelled", 2), FORM, TASK.tools, pupil.tokenizer)
     chosen.fit(pupil, lessons, 3, practice=practice)
+    gold, (reward,) = examples("labelled", 1)[0], [trials.reward for trials in made]
+    right, other = (practice.judged(gold.request, (1,), (0.0,), text, True) for text in (_written(gold), "~no"))
+    assert reward(gold, [right]) == [1.0]
+    assert opened == [], "what nobody doubts needs no judge"
+    for _ in range(2):
+        assert reward(gold, [other]) == [0.0]
     assert opened == [block]
+
+
+def _written(gold: Example) -> str:
+    return FORM.write(gold.answer)  # type: ignore[no-any-return]

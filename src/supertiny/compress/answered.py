@@ -47,6 +47,11 @@ class Answered:
             more = ""
         return self.folder / f".measured-{student.name.strip('.')}{more}.json"
 
+    def forget(self, student: Path) -> None:
+        """Removes the cards of a student in whose place another is put, and of its exports."""
+        for card in self.folder.glob(f".measured-{student.name.strip('.')}[.-]*"):
+            card.unlink()
+
     def read(self, card: Path) -> dict[str, Any]:
         """Empty where nothing is known, or other requests were asked, as another version may have done."""
         known: dict[str, Any] = read_json(card) if card.exists() else {}

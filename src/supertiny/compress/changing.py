@@ -30,14 +30,14 @@ def change_by(
     model: Any,
     calibration: Sequence[Batch],
     seed: int,
-    keep_zeros: bool = False,
+    pruners: Sequence[Step] = (),
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Lets a pruner or quantizer change every matrix that it does not skip, in place.
 
     Methods that need calibration see the inputs as the blocks before, changed, pass them on; one pass over the rows.
-    With `keep_zeros` what a pruner made zero stays so, also where a quantizer would have moved it. Raises UserError
-    where `skip` fits no matrix, and what the method raises.
+    A quantizer is told where one of the `pruners` before made zeros. Raises UserError where `skip` fits no matrix, and
+    what the method raises.
     """
     names = all_matrices(model)
     for pattern in step.skip:
@@ -51,8 +51,10 @@ def change_by(
         if step.family == "pruners":
             pruned: torch.Tensor = step.method.prune(weight, inputs, shares[name])
             return pruned
+        if inputs is not None and not all(pruner.skips(name) for pruner in pruners):
+            inputs = inputs.of_pruned()
         restored: torch.Tensor = step.method.quantize(weight, inputs).restored()
-        return restored * (weight != 0) if keep_zeros else restored
+        return restored
 
     if "calibration" in step.needs:
         change_matrices(model, calibration, change, tick=tick)

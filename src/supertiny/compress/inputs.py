@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -24,6 +24,8 @@ class Inputs:
     """(in, in) mean of x x^T; None where nobody asked for it."""
     gradient: torch.Tensor | None = None
     """(out, in) mean gradient of the task's loss by this one matrix; None where nobody asked for it."""
+    pruned: bool = False
+    """Whether the matrix's exact zeros are a pruner's, and must stay."""
     _factors: dict[tuple[float, bool], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -36,6 +38,12 @@ class Inputs:
     @property
     def width(self) -> int:
         return self.second.numel()
+
+    def of_pruned(self) -> Inputs:
+        """The same for a matrix that a pruner made zeros in; both share their factors."""
+        inputs = replace(self, pruned=True)
+        object.__setattr__(inputs, "_factors", self._factors)
+        return inputs
 
     def check(self, weight: torch.Tensor) -> None:
         """Raises ValueError where these are the inputs of another matrix than `weight` (out, in)."""

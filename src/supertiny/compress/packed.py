@@ -117,14 +117,15 @@ def llama_blocks(type: str, codes: torch.Tensor, scale: torch.Tensor, offset: to
     halves = [scale.half().cpu().numpy().view(np.uint8).reshape(-1, 2)]
     if type == "q8_0":
         numbers = (codes.to(torch.int16) - 127).to(torch.int8).cpu().numpy().view(np.uint8)
-        return torch.from_numpy(np.concatenate([*halves, numbers], axis=1))
+        return torch.from_numpy(np.concatenate([*halves, numbers], axis=1)).to(codes.device)
     whole = codes.to(_BYTE).cpu().numpy()
     if type == "q4_1":
         halves.append(offset.half().cpu().numpy().view(np.uint8).reshape(-1, 2))
     if type == "q5_0":
         halves.append(np.packbits(whole >> 4, axis=1, bitorder="little"))
     nibbles = whole & 15
-    return torch.from_numpy(np.concatenate([*halves, nibbles[:, :16] | nibbles[:, 16:] << 4], axis=1))
+    blocks = np.concatenate([*halves, nibbles[:, :16] | nibbles[:, 16:] << 4], axis=1)
+    return torch.from_numpy(blocks).to(codes.device)
 
 
 def save_packed(path: Path, matrices: Mapping[str, Packed]) -> None:

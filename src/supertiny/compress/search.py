@@ -21,6 +21,7 @@ from supertiny.core.methods import build
 from supertiny.core.records import Example
 from supertiny.core.run import Run
 from supertiny.core.student import Student
+from supertiny.training.named_files import named_files
 from supertiny.training.pupil import Pupil
 
 FOLDER = "compress_search"
@@ -51,7 +52,8 @@ class _Search:
         self.shape = Shape.of(self.student.folder)
         self.weights = weights = [sha256_of(path) for path in sorted(self.student.folder.glob("*.safetensors"))]
         asked = {name: value for name, value in asdict(settings).items() if name != "steps"}
-        self.key = hash_of([_VERSION, weights, run.task.hash, run.seed, asked])
+        files = named_files(settings, "compress")
+        self.key = hash_of([_VERSION, weights, run.task.hash, run.seed, asked, *([files] if files else [])])
 
     def go(self, count: int, minutes: float | None) -> dict[str, Any]:
         began = time.monotonic()

@@ -104,7 +104,7 @@ class _Work:
             beside.rename(place)
         for left in self.folder.glob(".step-*/supertiny.json"):
             left.unlink()  # first: after a kill a folder that is half removed must not pass for a finished step
-        for left in (*self.folder.glob(".step-*"), *self.folder.glob(".measured-*")):
+        for left in (*self.folder.glob(".step-*"), *self.folder.glob(".measured*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _shape(self, number: int, before: Path, place: Path) -> None:
@@ -125,6 +125,7 @@ class _Work:
         pupil.save(beside, torch.float32)
         Student(beside, self.original.format, self.original.base, self.original.seed).save_card()
         shutil.rmtree(place, ignore_errors=True)
+        self.answered.forget(place)  # a kill while all was tidied up may have left the cards of another
         beside.rename(place)
 
     def _recovers(self, step: Step) -> bool:
@@ -149,7 +150,7 @@ class _Work:
         elif step.family == "reshapers":
             pupil.model = step.method.reshape(pupil.model, calibration)
         elif not step.trains or (step.family == "pruners" and not self._recovers(step)):
-            pruned = any(done.family == "pruners" for done in self.steps[:number])
+            pruners = [done for done in self.steps[:number] if done.family == "pruners"]
             title = title_of(self.settings.steps[number])
             with self.run.progress.task(title, pupil.model.config.num_hidden_layers, "blocks") as tick:
                 told = [0]
@@ -158,7 +159,7 @@ class _Work:
                     tick((done - told[0]) * pupil.model.config.num_hidden_layers / of)
                     told[0] = done
 
-                change_by(step, pupil.model, calibration, self.run.seed, pruned, advance)
+                change_by(step, pupil.model, calibration, self.run.seed, pruners, advance)
         elif not self._recovers(step):
             with trained_through(step, pupil.model, self.run.seed):
                 pass  # what the method begins with is what it leaves

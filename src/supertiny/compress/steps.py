@@ -115,10 +115,16 @@ def _check_order(blocks: Sequence[Any], steps: Sequence[Step]) -> None:
     exports = [step.family == "exporters" for step in steps]
     if exports != [False] * (len(steps) - 1) + [True]:
         raise UserError("steps must end with one exporter, and have no other")
-    rounded = None
+    rounded = pruned = None
     for place, step in enumerate(steps[:-1]):
+        pruned = place if step.family == "pruners" else pruned
         if step.family == "quantizers":
             rounded = place
+            # One that skips matrices may skip those that were pruned: their names are not known yet.
+            if pruned is not None and getattr(step.method, "zeroless", False) and not step.skip:
+                later, before = name_of(blocks[place]), name_of(blocks[pruned])
+                problem = f"{_PLACE}.{place}: zero is no point of {later}'s grid: what {before} removed would come back"
+                raise UserError(problem, "let it `skip` what was pruned, or choose a grid with zero, such as q4_0")
         elif rounded is not None:
             later, fitted = name_of(blocks[place]), name_of(blocks[rounded])
             problem = f"{_PLACE}.{place}: {later} would move what {fitted} rounded off its grid"

@@ -179,7 +179,10 @@ class Pruner(Protocol):
 
 
 class Quantizer(Protocol):
-    """Sees one matrix (out, in) and what flows into it, a compress.inputs.Inputs or None; knows no model."""
+    """Sees one matrix (out, in) and what flows into it, a compress.inputs.Inputs or None; knows no model.
+
+    One whose grids have no zero says `zeroless = True`, and may not follow a pruner.
+    """
 
     def quantize(self, weight: torch.Tensor, inputs: Any) -> Any:
         """A compress.packed.Packed: `restored()` gives the matrix, `bytes` what it takes."""

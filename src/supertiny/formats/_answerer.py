@@ -58,7 +58,9 @@ class ModelAnswerer:
         cost = Cost(dollars, seconds, *tokens)
         confidence = None
         if written.logprob is not None:
-            confidence = math.exp(min(0.0, written.logprob / max(written.tokens_out, 1)))
+            mean = written.logprob / max(written.tokens_out, 1)
+            # What is no log-probability, NaN too, must not pass for a sure answer.
+            confidence = math.exp(min(0.0, mean)) if mean < math.inf else 0.0
         text = written.text.removesuffix(self._format.stop)
         known = {tool.name: tool for tool in tools}
         try:

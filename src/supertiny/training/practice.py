@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 from supertiny.core.methods import build
@@ -49,7 +50,7 @@ class Practice:
     """Opens the engine of a recipe's block as the run pays for it; without it a reward opens its own."""
 
     def served(self, reward: Reward) -> Reward:
-        """The same reward; what it asks, it or a reward within it, is opened by `open_engine`."""
+        """The same reward; what it or a reward within it asks is opened by `open_engine`, when it is first asked."""
         if self.open_engine is None or not is_dataclass(reward):
             return reward
         opened: dict[str, Any] = {}
@@ -57,7 +58,7 @@ class Practice:
             family, value = setting.metadata.get("family"), getattr(reward, setting.name)
             named = isinstance(value, str | Mapping)
             if family == "engines" and named:
-                opened[setting.name] = self.open_engine(value)
+                opened[setting.name] = partial(self.open_engine, value)
             elif family == "rewards":
                 opened[setting.name] = self.served(build("rewards", value) if named else value)
         return replace(reward, **opened)

@@ -36,15 +36,13 @@ class PaidEngine(LedgerEngine):
                 todo[key] = pair
             else:
                 found[key] = _read(known)
-        if hasattr(self.engine, "score_paid"):
+        if todo:
             self._score_paid(todo, top, found)
-        else:
-            self._score_in_turn(todo, top, found)
         return [found[key] for key in keys]
 
     def _score_paid(self, todo: Mapping[str, Pair], top: int, found: dict[str, TokenScores]) -> None:
         """Each try is told before it is sent, each score is kept as soon as it is there."""
-        hosted: Any = getattr(self.engine, "at_once", self.engine)  # providers' batches have no scores
+        hosted: Any = self.engine
         calls = [PaidCall(key, _whole(pair), None) for key, pair in todo.items()]
         payments = Payments(self.ledger, hosted, self.purpose, calls, Sampling(max_tokens=1))
 
@@ -57,14 +55,6 @@ class PaidEngine(LedgerEngine):
             hosted.score_paid(prompts, texts, top, store, payments)
         finally:
             payments.close()
-
-    def _score_in_turn(self, todo: Mapping[str, Pair], top: int, found: dict[str, TokenScores]) -> None:
-        """One at a time, for an engine that tells nobody when a score is there."""
-        for key, (prompt, text) in todo.items():
-            whole = _whole((prompt, text))
-            self.ledger.check_budget(self.engine, [whole], Sampling(max_tokens=1))
-            (found[key],) = self.engine.score([prompt], [text], top)
-            self.ledger.store(key, self.purpose, self.engine, whole, _written(found[key]))
 
 
 def _written(scores: TokenScores) -> Completion:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-
-from supertiny.core.errors import UserError
-from supertiny.core.files import hash_of, sha256_of
-from supertiny.core.methods import build
 
 
 def _lacks(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,44 +63,8 @@ class Settings:
     """Steps after which a killed training goes on."""
     longest_tokens: Count = 512
     """Longest lesson, in tokens."""
-    files: Mapping[str, str] = field(default_factory=dict, metadata={"added": True})
-    """Found, never given: hashes of the files that learners name, by place, so that these are in the stage's key."""
 
     def __post_init__(self) -> None:
         name = self.adapter if isinstance(self.adapter, str) else dict(self.adapter or {}).get("method")
         if self.quantization_aware != "none" and name != "full":
             raise ValueError(f"quantization_aware rounds the weights that learn; with adapter {name} these are others")
-        found = {f"{part}.{spot}": path for part in ("learners", "labelled_only") for spot, path in _named(self, part)}
-        absent = [f"{place}: {path} is not there" for place, path in found.items() if not path.exists()]
-        if absent:
-            raise ValueError("; ".join(absent))
-        files = {place: _contents(path) for place, path in found.items()}
-        if self.files and self.files != files:
-            raise ValueError("`files` is found from what learners name, and cannot be given")
-        object.__setattr__(self, "files", files)
-
-
-def _named(settings: Settings, part: str) -> Iterator[tuple[str, Path]]:
-    """Files and folders that learners read, by their place: whatever is a Path among the settings of one."""
-    blocks: Sequence[Any] = getattr(settings, part)
-    for number, block in enumerate(blocks):
-        learner = None
-        with suppress(UserError):  # a block that is wrong is told with its place by whoever reads the recipe
-            learner = build("learners", block) if isinstance(block, Mapping) else None
-        for setting in fields(learner) if learner is not None else ():
-            path = getattr(learner, setting.name)
-            if isinstance(path, Path):
-                yield f"{number}.{setting.name}", path
-
-
-def _contents(path: Path) -> str:
-    """Hash of a file, or of all that a folder holds."""
-    if path.is_file():
-        return _hash_of_file(path, path.stat().st_size, path.stat().st_mtime_ns)
-    return hash_of({str(file.relative_to(path)): _contents(file) for file in sorted(path.rglob("*")) if file.is_file()})
-
-
-@cache
-def _hash_of_file(path: Path, size: int, changed: int) -> str:
-    """Read once as long as size and time of change stay: a recipe is checked several times, and files may be large."""
-    return sha256_of(path)

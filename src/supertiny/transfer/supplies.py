@@ -59,8 +59,12 @@ class Supplies:
         return Practice(self.form, task.tools, task.verify, prompts, self.settings.max_tokens, opener)
 
     def _open(self, block: Any, place: str, purpose: str) -> Engine:
-        """The engine; one that somebody bills is paid through the run's ledger, within the recipe's budget."""
-        engine: Engine = build("engines", block, place).open()
+        """The engine; one that somebody bills is paid through the run's ledger, within the recipe's budget.
+
+        A provider's batches are left aside: they have no scores, and a learner cannot wait a day at every step.
+        """
+        opened: Engine = build("engines", block, place).open()
+        engine: Engine = getattr(opened, "at_once", opened)
         return PaidEngine(self.run.ledger, engine, purpose) if engine.price.is_billed else engine
 
     def _teacher(self) -> Pupil:

@@ -45,7 +45,7 @@ class Sparsegpt:
         parts = pattern_of(self.pattern)
         block = _BLOCK if parts is None else max(parts[1], _BLOCK // parts[1] * parts[1])
         (height, width), removed = matrix.shape, 0
-        columns, gone = matrix.T.contiguous(), torch.zeros(width, height, dtype=torch.bool)
+        columns, gone = matrix.T.contiguous(), torch.zeros(width, height, dtype=torch.bool, device=matrix.device)
         for start in range(0, width, block):
             end = min(start + block, width)
             share = (round(sparsity * height * end) - removed) / (height * (end - start))

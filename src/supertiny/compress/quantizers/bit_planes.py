@@ -32,6 +32,8 @@ class BitPlanes:
     rounds: Annotated[int, Field(ge=1)] = 15
     """Times that both steps are done."""
 
+    zeroless = True  # zero is no point of its grids
+
     def quantize(self, weight: torch.Tensor, inputs: Inputs | None) -> Packed:
         """Does not look at the inputs."""
         matrix, group = matrix_of(weight, self.group, "bit_planes")
@@ -60,8 +62,8 @@ class BitPlanes:
 
     def _nearest(self, groups: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Signs (groups, group, bits) of the nearest sums, and the squared error (groups, 1)."""
-        patterns = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * self.bits).reshape(-1, self.bits)
-        patterns = patterns.to(groups.device)
+        signs = torch.tensor([-1.0, 1.0], device=groups.device)
+        patterns = torch.cartesian_prod(*[signs] * self.bits).reshape(-1, self.bits)
         levels = torch.zeros(len(groups), len(patterns), device=groups.device)
         for place in range(self.bits):  # in the order in which they are read back: floats do not add up in any order
             levels += scales[:, place, None] * patterns[:, place]

@@ -3,9 +3,9 @@
 Paper: Frantar et al., GPTQ, 2022, arXiv:2210.17323.
 Use when: 2 to 5 bits, with calibration rows at hand; `grid: q4_0` gives weights that llama.cpp packs without loss.
 Differs from the paper: scales are searched for the least error and rounded before they are used; with `ordered` they
-are fixed beforehand, so that groups stay neighbours; a row that plain rounding keeps better is rounded plainly. Weights
-that are exactly zero, as a pruner leaves them, stay zero, and what follows makes up for it (SparseGPT's joint way); an
-`offset` grid, also q4_1, has no point for zero, so there they come back as small weights.
+are fixed beforehand, so that groups stay neighbours; a row that plain rounding keeps better is rounded plainly. After a
+pruner, zeros stay zeros, and what follows makes up for it (SparseGPT's joint way); an `offset` grid, also q4_1, has no
+point for zero, so there they come back as small weights.
 """
 
 from __future__ import annotations
@@ -45,9 +45,18 @@ class Gptq:
 
     needs = ("calibration",)
 
+    @property
+    def zeroless(self) -> bool:
+        """Whether zero is no point of its grids, so that what a pruner removed comes back."""
+        return self._grid.zero == "offset"
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid.of_type(self.grid) if self.grid else Grid(self.bits, self.group, self.zero)
+
     def quantize(self, weight: torch.Tensor, inputs: Inputs | None) -> Packed:
         """Raises UserError where there is no gram matrix, or groups do not fill a row."""
-        grid = Grid.of_type(self.grid) if self.grid else Grid(self.bits, self.group, self.zero)
+        grid = self._grid
         matrix, group = matrix_of(weight, grid.group, "gptq")
         grid = Grid(grid.bits, group, grid.zero, grid.type)
         if inputs is None:
@@ -78,8 +87,8 @@ def _compensated(
     cost = cost / cost.mean()
     share = factor / pivots[:, None]  # of what a column lost that each column after it takes over
     columns = matrix.T[order].contiguous()  # (in, out): a column of the matrix is one run of memory
-    # Pruned weights: no share of zeros is asked for, as trained weights are hardly ever exactly zero.
-    gone = columns == 0 if grid.zero != "offset" and bool((matrix == 0).any()) else None
+    # Without a pruner zeros are weights as others: one of eight that were trained on q4_0's grid is exactly zero.
+    gone = columns == 0 if inputs.pruned and grid.zero != "offset" else None
     fixed = _per_group(grid.fitted(grid.groups(matrix)), height) if ordered else None
     steps, chosen, places = torch.empty_like(columns), list[_Way](), order.tolist()
     for start, end in _spans(width, grid.group):

@@ -34,6 +34,8 @@ class Hqq:
     sharpness: Annotated[float, Field(gt=0)] = 10.0
     """Weight of the quadratic half at the beginning, in units of a group's step; grows by 1 % each round."""
 
+    zeroless = True  # zero is no point of its grids
+
     def quantize(self, weight: torch.Tensor, inputs: Inputs | None) -> Packed:
         """Does not look at the inputs."""
         matrix, group = matrix_of(weight, self.group, "hqq")

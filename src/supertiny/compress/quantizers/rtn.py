@@ -27,6 +27,11 @@ class Rtn:
     zero: Zero = "middle"
     """Where zero stands: in the `middle` of the codes, at an `integer` code of each group, or at an `offset`."""
 
+    @property
+    def zeroless(self) -> bool:
+        """Whether zero is no point of its grids, so that what a pruner removed comes back."""
+        return self.zero == "offset"
+
     def quantize(self, weight: torch.Tensor, inputs: Inputs | None) -> Packed:
         """Does not look at the inputs."""
         matrix, group = matrix_of(weight, self.group, "rtn")

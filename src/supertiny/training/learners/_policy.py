@@ -50,7 +50,7 @@ class Trials:
     """Of the last draw: mean reward, share of requests with signal, tokens an answer."""
 
     def __post_init__(self) -> None:
-        self.reward: Reward = build("rewards", self.rules.reward)
+        self.reward: Reward = self.practice.served(build("rewards", self.rules.reward))
         self.asked = [lesson for lesson in self.lessons if _has_gold(lesson)]
         if not self.asked:
             raise UserError("no lesson has an answer to hold the student's own against", "give labelled rows")

@@ -10,14 +10,13 @@ is mixed with the rows from the first step; weights are drawn back after few ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from supertiny.core.errors import UserError
-from supertiny.core.files import sha256_of
 from supertiny.training.learners._aligned import Aligned
 from supertiny.training.learners._earlier import blocks_of_text, earlier_lessons, mean_loss, parted
 from supertiny.training.learners._stepping import stepped
@@ -101,8 +100,6 @@ class Continual:
             return {"retained": retained, "forgotten": retained - start}
 
         plan = Plan.of(self, seed)
-        read = {f"contents of {path}": sha256_of(path)[:16] for path in (self.replay, self.domain) if path}
-        plan = replace(plan, settings={**plan.settings, **read})  # a checkpoint made with others is refused
         mover = Aligned(pupil, plan, pupil.answer_loss, self.reptile_steps, self.reptile_rate)
         return stepped(pupil, lessons, plan, mover, checkpoint, every, draw, told)
 

@@ -87,7 +87,6 @@ class Hybrid:
             teacher.model.eval()
         rules = Rules(self.reward, self.samples, self.temperature, self.redraws, 0.0, self.least_signal)
         trials = Trials(pupil, practice, rules, lessons, seed)
-        trials.reward = practice.served(trials.reward)
         if checkpoint is None or not checkpoint.exists():
             trials.check_signal()
         both = _Both(pupil, teacher, build("divergences", self.divergence), self.top_k, self.temperature)

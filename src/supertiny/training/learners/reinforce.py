@@ -75,7 +75,6 @@ class Reinforce:
         """Yields a record per step, with mean reward, share of requests with signal, and length of answers."""
         rules = Rules(self.reward, self.samples, self.temperature, self.redraws, self.kl, self.least_signal)
         trials = Trials(pupil, practice, rules, lessons, seed)
-        trials.reward = practice.served(trials.reward)
         if checkpoint is None or not checkpoint.exists():
             trials.check_signal()
         policy = PolicyLoss(self.clip_low, self.clip_high, self.kl, self.updates == 1, self.temperature)

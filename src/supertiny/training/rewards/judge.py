@@ -44,6 +44,8 @@ class Judge:
 
     @cached_property
     def _opened(self) -> Engine:
+        if callable(self.engine):  # the run's own way to open it, see Practice.served
+            return self.engine()  # type: ignore[no-any-return]
         is_block = isinstance(self.engine, str | Mapping)
         opened: Engine = build("engines", self.engine).open() if is_block else self.engine
         if is_block and opened.price.is_billed:

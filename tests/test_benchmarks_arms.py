@@ -1,0 +1,44 @@
+"""The arms of transfer_quality are comparable: as many steps each, and nobody is taught by itself alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks._arms import BY_NAME, Place, cell_of
+from benchmarks._pupils import place_of
+from benchmarks._teachers import Taught
+from supertiny.core.progress import Progress
+from supertiny.core.records import Answer, Call, Example
+from tests.small_task import examples, small_task
+
+
+def place(folder: Path, seeds: list[int], quick: bool = False) -> Place:
+    """A third of the pool's answers is refused by the verifier."""
+    task = small_task(labelled=examples("labelled", 6), valid=examples("valid", 8))
+    rows = [row for row in examples("unlabelled") if row.answer is not None]
+    for number in range(0, len(rows), 3):
+        answer = Answer((Call("Fly", {}),))
+        rows[number] = Example(rows[number].request, answer, task.verify(rows[number].request, answer.calls))
+    return Place(task, Taught(tuple(rows)), seeds, folder, "student", quick, Progress(quiet=True))
+
+
+def test_fewer_verified_lessons_are_seen_more_often(tmp_path: Path) -> None:
+    here = place(tmp_path, [1])
+    counts = {name: len(here.rows(name)) for name in ("unverified", "verified")}
+    assert counts["verified"] < counts["unverified"]
+    seen = {name: here.learner_of(BY_NAME[name])["passes"] * count for name, count in counts.items()}
+    assert abs(seen["verified"] - seen["unverified"]) <= counts["verified"] / 2
+    assert cell_of(here, BY_NAME["verified"], 1).learner == here.learner_of(BY_NAME["verified"])
+
+
+def test_a_committee_has_two_members_at_least(tmp_path: Path) -> None:
+    for arm in ("distil", "hybrid"):
+        alone = cell_of(place(tmp_path, [5]), BY_NAME[arm], 5)
+        assert len(set(alone.teachers)) == 2
+        verified = BY_NAME["verified"]
+        assert alone.start in alone.teachers
+        assert alone.teachers[1] == place_of(cell_of(place(tmp_path, [5]), verified, 6), tmp_path)
+        several = cell_of(place(tmp_path, [1, 2, 3]), BY_NAME[arm], 1)
+        assert len(set(several.teachers)) == 3
+    assert replace(place(tmp_path, [5]), quick=True).committee == [5]
