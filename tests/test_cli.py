@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
 import sys
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from supertiny import __version__, cli, pipeline
+from supertiny import __version__, cli, method_pages, pipeline
 from supertiny.core import models
 from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.files import write_json
-from supertiny.core.recipe import read_recipe
+from supertiny.core.recipe import SEARCH, STAGES, read_recipe
 from supertiny.core.task import load_task
 from supertiny.report import terminal
 
@@ -84,6 +86,8 @@ def test_no_command_shows_help_and_no_error(typed: Any) -> None:
         (["run", "nowhere.yaml"], "error: nowhere.yaml is not there (give the path of a recipe"),
         (["methods", "divergence"], "error: there is no family 'divergence' (did you mean 'divergences'?)"),
         (["show", "forward_lk"], "error: there is no method 'forward_lk' (did you mean 'forward_kl'?)"),
+        (["show", "transfr"], "error: there is no method 'transfr' (did you mean 'transfer'?)"),
+        (["compress", "nowhere"], "error: nowhere is not there (give the path of a recipe, or of a folder that holds"),
         (["show", "divergence/forward_kl"], "error: there is no family 'divergence' (did you mean 'divergences'?)"),
         (["models", "verify", "nix"], "error: there is no model 'nix' in the catalogue (known: "),
         (["serve", "nowhere"], "error: there is no run folder nowhere (make one with `supertiny run RECIPE`)"),
@@ -270,6 +274,10 @@ def test_export_says_what_it_wrote_and_who_reads_it(typed: Any, tmp_path: Path, 
     assert (status, err) == (0, [])
     assert out.splitlines()[0] == f"{target}: 2 rows of valid, as sharegpt"
     assert "read by:  LLaMA-Factory" in out
+    for style in ("messages", "axolotl"):
+        line = typed("export", task_folder, "--to", tmp_path / f"my {style}.jsonl", "--as", style)[1].splitlines()[-1]
+        assert f'"{tmp_path / f"my {style}.jsonl"}"' in line
+        assert "FILE" not in line
     assert len(target.read_text(encoding="utf-8").splitlines()) == 2
     assert typed("export", task_folder, "--to", target)[0] == 2
 
@@ -305,6 +313,45 @@ def test_show_tells_settings_and_how_a_recipe_names_it(typed: Any) -> None:
     assert "teacher_share: float" in out
     assert "(default 0.5)" in out
     assert "{method: jensen_shannon, teacher_share: 0.5}" in out
+
+
+def test_show_names_the_family_of_a_setting_that_is_a_method(typed: Any) -> None:
+    assert "  divergence: a method of divergences  (default 'forward_kl')" in typed("show", "distil")[1]
+    assert "  steps: methods of steps  (default ('fill',))" in typed("show", "cascade")[1]
+    assert "  grid: Literal['', Literal['q4_0', " in typed("show", "gptq")[1], (
+        "what a file calls a type is told in full"
+    )
+
+
+@pytest.mark.parametrize("stage", [*STAGES, SEARCH])
+def test_show_tells_every_setting_of_a_section(typed: Any, stage: str) -> None:
+    """What the source says, by what the stage is really given."""
+    module = "supertiny.prototype.search" if stage == SEARCH else f"supertiny.{stage}"
+    schema = importlib.import_module(f"{module}.settings").Settings
+    ahead = [(stage, schema)]
+    for place, kind in ahead:
+        status, out, err = typed("show", place)
+        assert (status, err) == (0, [])
+        assert out.startswith(f"{place}: a section of a recipe\n")
+        for field in fields(kind):
+            (line,) = (line for line in out.splitlines() if line.startswith(f"  {field.name}: "))
+            inner = get_type_hints(kind)[field.name]
+            if is_dataclass(inner):
+                assert line == f"  {field.name}: see {place}.{field.name}  (default {{}})"
+                ahead.append((f"{place}.{field.name}", inner))
+            elif field.default is not MISSING:
+                assert line.endswith(f"(default {field.default!r})")
+    assert {setting.doc != "" for setting in method_pages.settings_of(method_pages.sections()[stage])} == {True}
+
+
+def test_sections_within_sections_are_found_by_their_own_name_and_on_the_page(typed: Any) -> None:
+    out = typed("show", "gate")[1]
+    assert out.startswith("compress.gate: a section of a recipe")
+    assert "  margin: float, ge=0, le=1  (default 0.05)" in out
+    assert "typed after a command as compress.gate.margin=VALUE" in out
+    page = method_pages.markdown().partition("## Sections of a recipe\n")[2]
+    assert "### compress.gate\n" in page
+    assert "| `valid_rows` | `int \\| None, ge=1` | `None` |" in page
 
 
 def test_models_list_says_what_is_here(typed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,31 @@ def test_without_a_student_there_is_nothing_to_compress(typed: Any, run_folder: 
     assert "has no student yet" in err[0]
 
 
+def test_what_is_an_option_of_a_search_is_told_where_it_stands_as_a_setting(typed: Any, run_folder: Path) -> None:
+    status, _, err = typed("compress", run_folder, "compress.budget=bytes<=60MB", "compress.parity=2")
+    assert status == 2
+    hint = "it is an option: supertiny compress RUN --budget 'bytes<=60MB'"
+    assert err[0] == f"error: compress: there is no setting 'budget' ({hint})"
+    assert "parity" in err[1]
+
+
+def test_a_folder_without_a_recipe_is_told_that_a_run_would_do(typed: Any, tmp_path: Path) -> None:
+    status, _, err = typed("compress", tmp_path)
+    assert (status, len(err)) == (2, 1)
+    assert err[0].startswith(f"error: {tmp_path / 'recipe.yaml'} is not there (give the path of a recipe, or of a")
+    assert "holds recipe.yaml: a run, or a task" in err[0]
+
+
+def test_help_teaches_units_what_fails_and_where_points_are(typed: Any, run_folder: Path) -> None:
+    text = " ".join(typed("compress", "--help")[1].split())
+    for words in ("need their units", "names the nearest plan", "none is chosen", "points/NAME/compress/artifact"):
+        assert words in text
+    assert "supertiny serve RUN/compress_search/points/NAME" in text
+    write_json(run_folder / "manifest.json", {})
+    out = typed("compress", run_folder)[1].replace("\n", "")
+    assert f"serve {run_folder / 'compress_search' / 'points' / 'q8_0'}" in out
+
+
 def test_help_has_an_example(typed: Any) -> None:
     status, out, _ = typed("compress", "--help")
     assert status == 0

@@ -88,7 +88,8 @@ def test_an_estimate_names_the_billed_engines_that_it_leaves_out(
     said: list[str] = []
     monkeypatch.setattr("supertiny.prototype.estimate.estimate", lambda *arguments: None)
     monkeypatch.setattr(Progress, "note", lambda self, text: said.append(text))
-    hosted = {"method": "openai", "model": "m", "dollars_per_million_in": dollars, "dollars_per_million_out": dollars}
+    hosted = {"method": "openai", "model": "m", "base_url": "http://localhost:1/v1", "dialect": "vllm"}
+    hosted |= {"dollars_per_million_in": dollars, "dollars_per_million_out": dollars}
     reward = {"method": "brevity", "of": {"method": "judge", "engine": hosted}}
     learners = json.dumps([{"method": "reinforce", "reward": reward}, "distil"])
     told = [f"transfer.learners={learners}", f"transfer.teacher={json.dumps(hosted)}"]

@@ -125,14 +125,22 @@ def optimise(
 def compress(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, a task folder, or a run folder.")],
     overrides: Overrides = None,
-    budget: Annotated[str, typer.Option(help="Limits, such as 'bytes<=60MB, p50<=25ms, drop<=1pt'.")] = "",
+    budget: Annotated[str, typer.Option(help="Limits with units: 'bytes<=60MB, p50<=25ms, drop<=1pt'.")] = "",
     plans: Annotated[int, typer.Option(help="Plans that are run, beside the whole student's.", min=0)] = 6,
     minutes: Annotated[float | None, typer.Option(help="After so many, no further plan is begun.", min=0)] = None,
 ) -> None:
     """Search smaller, faster artifacts of a run's student: fewer blocks, channels, tokens, bits.
 
     Measures what the task can spare, tries plans within the budget, draws the front of quality, bytes and latency.
-    Each point can be served. Run again, it goes on.
+    Run again, it goes on.
+
+    Limits need their units: bytes in kB, MB or GB, p50 in ms or s, drop (below the student, on valid) in pt or %.
+
+    Where no plan is expected to keep the budget, it ends with an error that names the nearest plan and its figures.
+    Where plans were run and none keeps it and is promoted, the nearest point is named and none is chosen.
+
+    Left in RUN/compress_search: search.json, and points/NAME/compress/artifact of each point. To serve one point:
+    supertiny serve RUN/compress_search/points/NAME
 
     Example: supertiny compress runs/smart_home --budget "bytes<=60MB, p50<=25ms, drop<=1pt"
     """
@@ -215,10 +223,10 @@ def methods(
 
 
 @app.command()
-def show(method: Annotated[str, typer.Argument(metavar="METHOD", help="A method, or FAMILY/METHOD.")]) -> None:
-    """Show a method's page: what it does, its paper, when to use it, its settings.
+def show(method: Annotated[str, typer.Argument(metavar="NAME", help="A method, or a recipe's section.")]) -> None:
+    """Show a method's page: what it does, its paper, when to use it, its settings; or the settings of a section.
 
-    Example: supertiny show forward_kl
+    Example: supertiny show forward_kl, or supertiny show transfer, or supertiny show compress.gate
     """
     from supertiny import method_pages
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields
@@ -24,6 +25,8 @@ from supertiny.core.run import Run, open_folder
 from supertiny.core.task import STEPS, Task, load_task
 from supertiny.training.named_files import FILES, named_files
 
+_SEARCH_OPTIONS = ("budget", "plans", "minutes")  # of a search, which people write as settings
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe with its overrides. Raises UserErrors with all mistakes of the recipe and of its task."""
@@ -34,13 +37,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def check(recipe: Recipe) -> dict[str, Any]:
     """Settings of each stage, by its name. Raises UserErrors with every mistake, before anything is spent."""
+    from supertiny.prototype.demands import mistakes as unmet
+    from supertiny.prototype.demands import unserving
+
+    asks = not (recipe.folder / STAGES[-1]).is_dir()  # neither key nor price is needed where the run is done
     own, errors = _own_steps(recipe.task)
     settings, mistakes = _settings(recipe.sections, own)
     errors += mistakes
     with gathered(errors):
         task = load_task(recipe.task)
         if "prototype" in settings:
-            errors += _demands(recipe, settings["prototype"], task, own)
+            errors += unmet(settings["prototype"], task, own, asks)
+    teacher = getattr(settings.get("transfer"), "teacher", "")
+    if teacher and not isinstance(teacher, str):
+        with gathered(errors):
+            errors += unserving("transfer.teacher", teacher, "token_scores", asks)
     for stage, read in settings.items():
         with gathered(errors):
             named_files(read, stage, recipe.folder / stage)
@@ -67,24 +78,25 @@ def _own_steps(task: Path) -> tuple[Own | None, list[UserError]]:
 
 def _settings(sections: Mapping[str, Any], own: Own | None) -> tuple[dict[str, Any], list[UserError]]:
     """Settings of the stages that have no mistake, and all mistakes of the others."""
-    from supertiny.core.models import absent_models
+    from supertiny.compress.demands import mistakes as unfitting
+    from supertiny.transfer.demands import mistakes as untaught
 
     settings: dict[str, Any] = {}
     errors: list[UserError] = []
     for stage in STAGES:
         schema = importlib.import_module(f"supertiny.{stage}.settings").Settings
+        given = dict(sections.get(stage) or {})
+        for option in [name for name in _SEARCH_OPTIONS if stage == "compress" and name in given]:
+            hint = f"it is an option: supertiny compress RUN --{option} {shlex.quote(str(given.pop(option)))}"
+            errors.append(UserError(f"compress: there is no setting {option!r}", hint))
         with gathered(errors):
-            settings[stage] = validated(schema, sections.get(stage) or {}, stage, own)
-    student = getattr(settings.get("transfer"), "student", None)
-    return settings, errors + absent_models({"transfer.student": student} if student else {})
-
-
-def _demands(recipe: Recipe, settings: Any, task: Task, own: Own | None) -> list[UserError]:
-    """What the teacher's steps ask for and do not find; neither key nor price is needed where the run is done."""
-    from supertiny.prototype.demands import mistakes
-
-    asks = not (recipe.folder / STAGES[-1]).is_dir()
-    return mistakes(settings, task, own, asks)
+            settings[stage] = validated(schema, given, stage, own)
+    if "transfer" in settings:
+        errors += untaught(settings["transfer"])
+        if "compress" in settings:
+            with gathered(errors):
+                errors += unfitting(settings["compress"].steps, settings["transfer"].student)
+    return settings, errors
 
 
 def _search_of(recipe: Recipe, settings: Mapping[str, Any]) -> Any:

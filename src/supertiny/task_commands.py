@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -110,7 +111,7 @@ def export(
         print(f"left out: {done.left_out} rows in which user and assistant do not take turns")
     if done.shortened:
         print(f"shortened: {done.shortened} rows, which lost words beside calls; this shape has no room for them")
-    print(f"read by:  {READERS[style]}")
+    print("read by:  " + READERS[style].replace("FILE", json.dumps(str(to), ensure_ascii=False)))
 
 
 def typed_command() -> str:

@@ -53,7 +53,11 @@ def test_a_step_is_of_the_family_that_has_its_method() -> None:
         ),
         ([WANDA, "hqq", "gguf"], r"steps\.1: zero is no point of hqq's grid"),
         ([{"steps": 3}, "gguf"], r"steps\.0: needs a method's name"),
-        (["keep", WANDA], "one exporter"),
+        (["keep", WANDA], r"^compress\.steps: must end with one exporter"),
+        (["wanda", "gguf"], r"such as \{method: wanda, sparsity: 0\.5\}"),
+        ([{"method": "gptq", "grid": "q4_0"}, {"method": "gguf", "type": "q4_k"}], r"q4_k would round again what gptq"),
+        ([{"method": "gptq", "grid": "q8_0"}, "gguf"], r"q4_0 would round again what gptq"),
+        (["nf4", "gguf"], r"^compress\.steps\.0: gguf's q4_0 would round again what nf4 rounded"),
     ],
 )
 def test_a_mistake_in_a_step_is_told_with_its_place(steps: list[Any], told: str) -> None:
@@ -65,6 +69,26 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         read(steps=["wanda", "drop_block", "gguf"], parity=2, gate={"margn": 0.1})
     assert all(word in str(caught.value) for word in ("steps.0", "steps.1", "parity", "'margn'"))
+
+
+def test_mistakes_of_steps_are_told_once_without_the_list() -> None:
+    with pytest.raises(UserError) as caught:
+        read(steps=["keep", "rtnn", "gguf"])
+    assert str(caught.value).count("compress.steps") == 1
+    assert not any(word in str(caught.value) for word in ("Value error", "found"))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "file"),
+    [
+        ("gptq", {"type": "q4_0"}),  # its own points in groups of 64 are q4_0's too
+        ({"method": "gptq", "grid": "q4_0"}, {"type": "q4_1"}),
+        ({"method": "gptq", "grid": "q4_0"}, {"type": "q4_k", "types": {"*up_proj*": "q4_0"}}),
+        ("nf4", {"type": "q8_0"}),
+    ],
+)
+def test_a_file_that_holds_what_was_rounded_is_right(quantizer: Any, file: dict[str, Any]) -> None:
+    assert read(steps=[quantizer, {"method": "gguf", **file}]).steps
 
 
 def test_quantizers_may_stand_one_after_the_other() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from supertiny.core.errors import UserError
+from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.export import READERS, Exported, export
 from supertiny.core.files import read_rows, write_json, write_rows
 from supertiny.core.records import Call
@@ -254,6 +254,22 @@ def test_what_cannot_be_exported_is_told(
         export(tmp_path / source, tmp_path / "out.jsonl", style, split)
     assert words in str(told.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_folder_that_is_neither_run_nor_task_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is neither a run nor a task") as told:
+        export(tmp_path, tmp_path / "out.jsonl")
+    assert not isinstance(told.value, UserErrors)
+
+
+def test_folders_are_not_made_far_from_here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in (tmp_path / "gone" / "out.jsonl", Path("gone/far/out.jsonl")):
+        with pytest.raises(UserError, match="there is no folder"):
+            export(task, target)
+    assert not (tmp_path / "gone").exists()
+    export(task, Path("out/rows.jsonl"))
+    assert (tmp_path / "out" / "rows.jsonl").is_file()
 
 
 def test_a_file_that_is_there_is_not_overwritten(task: Path, tmp_path: Path) -> None:

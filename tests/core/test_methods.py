@@ -139,3 +139,15 @@ def test_wrong_types_are_told_with_what_was_found() -> None:
     (told,) = mistakes({"rows": "many"})
     assert told.startswith("plan.rows: ")
     assert "'many'" in told
+
+
+def test_a_list_that_is_a_word_is_told_as_a_person_would() -> None:
+    (told,) = mistakes({"words": "one"})
+    assert told == "plan.words: must be a list, such as [one]; found 'one'"
+
+
+def test_what_our_own_validators_say_is_not_echoed() -> None:
+    with pytest.raises(UserError) as told:
+        build("pruners", {"method": "wanda", "pattern": "5:x"}, "here")
+    assert str(told.value).startswith("here.wanda: pattern must be")
+    assert str(told.value).endswith("found '5:x'")

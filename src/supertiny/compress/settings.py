@@ -15,11 +15,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _known(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Raises ValueError with all mistakes of the steps: what a pruner is told beside its own settings is told here."""
+    """Raises ValueError from all mistakes of the steps: what a pruner is told beside its own settings is told here."""
     try:
         steps_of(blocks)
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError from error
     return blocks
 
 

@@ -12,6 +12,13 @@ from supertiny.core.methods import build, cards
 
 FAMILIES = ("reshapers", "pruners", "quantizers", "exporters")
 _PLACE = "compress.steps"
+# Types of five bits or less, which do not hold what lies on a type's grid or is rounded by a method to uneven levels.
+_MOVING = {
+    "q4_0": {"q4_k", "q5_k"},
+    "q4_1": {"q4_0", "q4_k", "q5_0", "q5_k"},
+    "q5_0": {"q4_0", "q4_1", "q4_k", "q5_k"},
+    **{grid: {"q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k"} for grid in ("q8_0", "nf4", "trit_planes")},
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ def _sparsity(value: Any, spot: str, errors: list[UserError]) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1:
         return float(value)
     found = "none" if value is None else repr(value)
-    errors.append(UserError(f"{spot}: needs `sparsity`, the share of zeros, above 0 and below 1; found {found}"))
+    told = f"{spot}: needs `sparsity`, the share of zeros, above 0 and below 1"
+    errors.append(UserError(f"{told}, such as {{method: {spot.rpartition('.')[2]}, sparsity: 0.5}}; found {found}"))
     return 0.0
 
 
@@ -114,7 +122,7 @@ def steps_of(blocks: Sequence[Any]) -> list[Step]:
 def _check_order(blocks: Sequence[Any], steps: Sequence[Step]) -> None:
     exports = [step.family == "exporters" for step in steps]
     if exports != [False] * (len(steps) - 1) + [True]:
-        raise UserError("steps must end with one exporter, and have no other")
+        raise UserError(f"{_PLACE}: must end with one exporter, and have no other", "for example gguf")
     rounded = pruned = None
     for place, step in enumerate(steps[:-1]):
         pruned = place if step.family == "pruners" else pruned
@@ -129,3 +137,14 @@ def _check_order(blocks: Sequence[Any], steps: Sequence[Step]) -> None:
             later, fitted = name_of(blocks[place]), name_of(blocks[rounded])
             problem = f"{_PLACE}.{place}: {later} would move what {fitted} rounded off its grid"
             raise UserError(problem, "let quantizers stand last, before the exporter")
+    _check_grids(blocks, steps)
+
+
+def _check_grids(blocks: Sequence[Any], steps: Sequence[Step]) -> None:
+    file = steps[-1].method
+    for place, step in enumerate(steps[:-1] if name_of(blocks[-1]) == "gguf" else ()):
+        grid = getattr(step.method, "grid", "") or name_of(blocks[place])
+        # A type of single matrices may be that of those which the quantizer rounded.
+        if {file.type, *file.types.values()} <= _MOVING.get(grid, set()):
+            problem = f"{_PLACE}.{place}: gguf's {file.type} would round again what {name_of(blocks[place])} rounded"
+            raise UserError(problem, "choose the same grid and type, such as gptq with grid: q4_0 and type: q4_0")

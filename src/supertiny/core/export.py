@@ -39,6 +39,7 @@ READERS: Mapping[str, str] = {
     "sharegpt": 'LLaMA-Factory: "formatting": "sharegpt", '
     '"columns": {"messages": "conversations", "system": "system", "tools": "tools"}',
 }
+_SIGNS = ("recipe.yaml", "tools.json", "labelled.jsonl", "task.yaml")  # files that a run or a task has
 _SPLITS = ("train", "labelled", "valid")
 _ASKING = {"user": "human", "tool": "observation"}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")  # Arrow's reader makes points in time of texts that are dates
@@ -62,7 +63,7 @@ def export(source: Path, target: Path, style: str = "messages", split: str | Non
     """Writes the rows that a run's student learns from, or a task's labelled ones.
 
     `split` may say `valid` instead. Rows without an answer are left out. Raises UserError for a source that is neither
-    run nor task, an unknown style or split, and a target that is there already.
+    run nor task, an unknown style or split, a target that is there, and one in no folder (a relative one is made).
     """
     if style not in READERS:
         raise UserError(f"--as: there is no shape {style!r}", nearest_word(style, READERS))
@@ -70,6 +71,9 @@ def export(source: Path, target: Path, style: str = "messages", split: str | Non
         raise UserError(f"--split: {split!r} cannot be exported", nearest_word(split, _SPLITS))
     if target.exists():
         raise UserError(f"{target} is there already", "move it away, or name another file")
+    near = target.parent if target.is_absolute() else target.parent.parent
+    if not near.is_dir():
+        raise UserError(f"cannot write {target}: there is no folder {near}", "make it, or name another file")
     task, examples, chosen = _examples(source, split)
     answered = [(row, row.answer) for row in examples if row.answer is not None and row.answer.readable]
     spoken = [_spoken(row, answer) for row, answer in answered]
@@ -89,6 +93,8 @@ def export(source: Path, target: Path, style: str = "messages", split: str | Non
 def _examples(source: Path, split: str | None) -> tuple[Task, Sequence[Example], str]:
     if not source.is_dir():
         raise UserError(f"there is no folder {source}", "give a run, such as runs/smart_home, or a task's folder")
+    if not any((source / name).is_file() for name in _SIGNS):
+        raise UserError(f"{source} is neither a run nor a task", "a run holds recipe.yaml, a task tools.json")
     if (source / "tools.json").is_file() or not (source / "recipe.yaml").is_file():
         if split == "train":
             raise UserError(f"{source} is a task, which has no 'train'", "labelled and valid have answers")

@@ -178,14 +178,27 @@ def validated(schema: type[Any], settings: Mapping[str, Any], place: str, own: O
         built = TypeAdapter(schema).validate_python({k: v for k, v in settings.items() if k in known})
     except ValidationError as error:
         for mistake in error.errors():
-            where = ".".join(str(part) for part in mistake["loc"])
-            errors.append(UserError(f"{place}.{where}: {mistake['msg']}; found {mistake['input']!r}"))
+            errors += _told(mistake, ".".join((place, *map(str, mistake["loc"]))))
         errors += _method_mistakes(schema, settings, place, own)
     else:
         errors += _method_mistakes(schema, vars(built), place, own)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return built
+
+
+def _told(mistake: Mapping[str, Any], place: str) -> list[UserError]:
+    """Of a mistake that pydantic found; what our own validators raise, or raise from, says already what was found."""
+    raised, found = mistake.get("ctx", {}).get("error"), mistake["input"]
+    if isinstance(raised, ValueError):
+        cause = raised.__cause__
+        if isinstance(cause, UserErrors):
+            return cause.errors
+        return [cause if isinstance(cause, UserError) else UserError(f"{place}: {raised}")]
+    said = mistake["msg"]
+    if mistake["type"] in ("tuple_type", "list_type"):
+        said = "must be a list" + (f", such as [{found}]" if isinstance(found, str) else "")
+    return [UserError(f"{place}: {said}; found {found!r}")]
 
 
 def _unknown(schema: type[Any], settings: Mapping[str, Any], place: str) -> list[UserError]:

@@ -89,9 +89,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is not there", "give the path of a recipe, for example examples/smart_home/recipe.yaml"
-        ) from None
+        hint = "give the path of a recipe, or of a folder that holds recipe.yaml: a run, or a task such as "
+        raise UserError(f"{path} is not there", f"{hint}examples/smart_home") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ _OF_ENGINES: Mapping[str, tuple[str, str]] = {
     ),
     "logprobs": ("log-probabilities of written tokens", "set logprobs: true on the engine, where its model gives them"),
 }
-_OF_FILES = ("openvino", "llama_cpp")  # engines whose model is a file of the catalogue or of the user's
+_OF_FILES = ("openvino", "llama_cpp", "torch")  # engines whose model is a file of the catalogue or of the user's
 _BYTES_PER_TOKEN = 3.9  # of prompts made of English words, function names and JSON
 _TURN_TOKENS, _RULES_TOKENS = 5, 100
 _ALWAYS_READ = 1024  # tokens that every model reads, so that most recipes need no look at the model's file
@@ -86,6 +86,15 @@ def missing_models(blocks: Mapping[str, Any], own: Own | None = None) -> list[Us
         engines |= {engine.place: engine for engine in (*_brought(method, place), *working)}
         unread += [error for spot, one, _ in ((place, method, ()), *within) for error in _unread(spot, one)]
     return [*unread, *(error for engine in engines.values() for error in _unopened(engine, asks=False))]
+
+
+def unserving(place: str, block: Any, need: str, asks: bool) -> list[UserError]:
+    """What keeps the engine of a block from opening, or from giving what is needed, by a word of `serves`."""
+    engine = _engine(place, block)
+    if need in engine.settings.serves:
+        return _unopened(engine, asks)
+    what, hint = _OF_ENGINES[need]
+    return [UserError(f"{place}: needs {what} ({need}), which {engine.name} does not give", hint)]
 
 
 def _methods(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 
 def _lacks(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -23,6 +23,12 @@ _LEARNERS = {"family": "learners", "lacks": _lacks, "hint": "name a model or an 
 Count = Annotated[int, Field(ge=1)]
 
 
+def _some(learners: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not learners:
+        raise ValueError("no learner: the student would stay untaught")
+    return learners
+
+
 @dataclass(frozen=True)
 class Settings:
     """The student and how it is taught."""
@@ -31,7 +37,7 @@ class Settings:
     """A model of the catalogue, or a Hugging Face folder."""
     format: Any = field(default="compact", metadata={"family": "formats"})
     """How the student reads requests and writes calls."""
-    learners: tuple[Any, ...] = field(default=("imitate",), metadata=_LEARNERS)
+    learners: Annotated[tuple[Any, ...], AfterValidator(_some)] = field(default=("imitate",), metadata=_LEARNERS)
     """Learners, in order, on the examples that the prototype stage kept."""
     labelled_only: tuple[Any, ...] = field(
         default_factory=lambda: ({"method": "imitate", "passes": 12},),
@@ -67,4 +73,5 @@ class Settings:
     def __post_init__(self) -> None:
         name = self.adapter if isinstance(self.adapter, str) else dict(self.adapter or {}).get("method")
         if self.quantization_aware != "none" and name != "full":
-            raise ValueError(f"quantization_aware rounds the weights that learn; with adapter {name} these are others")
+            told = f"quantization_aware rounds the model's own weights, and adapter {name} trains others"
+            raise ValueError(f"{told} (drop one of them)")
