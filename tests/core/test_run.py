@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -275,6 +276,11 @@ def test_the_lock_is_free_again_after_a_mistake(asked: Path, monkeypatch: pytest
     assert rooms.took() == list(STAGES)
 
 
+@dataclass(frozen=True)
+class Empty:
+    """Settings of a stage that has none."""
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -291,7 +297,7 @@ def test_a_full_disk_in_any_stage_is_told_in_one_line(
 
     monkeypatch.setattr(pipeline.importlib, "import_module", lambda name: SimpleNamespace(run=full))
     with pytest.raises(UserError, match=r"compress: the disk of .*run is full \(free some disk space"):
-        pipeline._work("compress", {"compress": None}, run, run.folder)
+        pipeline._work("compress", {"compress": Empty()}, run, run.folder)
 
 
 def test_other_errors_of_the_system_stay_bugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +306,7 @@ def test_other_errors_of_the_system_stay_bugs(run: Run, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(pipeline.importlib, "import_module", lambda name: SimpleNamespace(run=broken))
     with pytest.raises(FileNotFoundError):
-        pipeline._work("compress", {"compress": None}, run, run.folder)
+        pipeline._work("compress", {"compress": Empty()}, run, run.folder)
 
 
 def test_another_tasks_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from supertiny.core.recipe import STAGES, Recipe
 from supertiny.core.records import Completion, Example, Grammar, Price, Prompt, Sampling
 from supertiny.core.run import Run
 from supertiny.core.task import STEPS, Task, load_task
-from supertiny.pipeline import _decided
+from supertiny.pipeline import _read_beside, _settings
 from supertiny.prototype import bench, stage
 from supertiny.prototype.estimate import estimates
 from supertiny.prototype.settings import Settings
@@ -250,11 +250,12 @@ def test_a_persons_decisions_make_the_stage_be_done_again(task: Task, teacher: T
     (task.folder / STEPS).mkdir()
     (task.folder / STEPS / "torn.py").write_text(TORN, encoding="utf-8")
     curators, steps = ["disagreement"], ["retrieve", "fill", "torn"]
-    chosen = {"prototype": validated(Settings, {"engine": "openvino", "curators": curators}, "prototype")}
+    prototype = validated(Settings, {"engine": "openvino", "curators": curators}, "prototype")
+    chosen = {**_settings({}, None)[0], "prototype": prototype}
     run = run_of(task)
 
     def key() -> dict[str, Any]:
-        return _decided("prototype", chosen, run)
+        return _read_beside("prototype", chosen, run)
 
     assert key() == {}
     summary, folder = run_stage(task, curators=curators, steps=steps)
@@ -270,7 +271,7 @@ def test_a_persons_decisions_make_the_stage_be_done_again(task: Task, teacher: T
     run_stage(task, curators=curators, steps=steps)
     assert key() == first
     assert questions[0]["id"] in {row["id"] for row in read_rows(folder / "train.jsonl")}
-    assert all(_decided(other, chosen, run) == {} for other in STAGES if other != "prototype")
+    assert all(_read_beside(other, chosen, run) == {} for other in STAGES if other != "prototype")
     run.ledger.close()
 
 
@@ -340,5 +341,5 @@ def test_two_persons_files_do_not_meet(task: Task, teacher: Teacher) -> None:
     write_rows(review / "disagreement-2.jsonl", [{**row, "decision": "accepted"} for row in questions])
     chosen = {"prototype": validated(Settings, {"engine": "openvino", "curators": curators}, "prototype")}
     run = run_of(task)
-    assert set(_decided("prototype", chosen, run)["decided"]) == {"disagreement 2"}
+    assert set(_read_beside("prototype", chosen, run)["decided"]) == {"disagreement 2"}
     run.ledger.close()

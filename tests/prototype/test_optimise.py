@@ -268,14 +268,15 @@ def test_several_engines_are_open_one_at_a_time(task: Task, monkeypatch: pytest.
         return Watched(settings.engine["model"])
 
     monkeypatch.setattr(optimise, "open_engine", opened)
-    engines = [{"method": "torch", "model": name} for name in ("small", "large")]
+    small, large = "smollm2-135m-instruct-q4_1", "qwen2.5-coder-1.5b-instruct-q4_k_m"
+    engines = [{"method": "torch", "model": name} for name in (small, large)]
     outcome = run_search(task, tmp_path, recipe={"engine": engines[0]}, engines=engines, examples=[3, 6])
-    assert set(events) == {"open small", "close small", "open large", "close large"}
+    assert set(events) == {f"{act} {name}" for act in ("open", "close") for name in (small, large)}
     assert all(b == a.replace("open", "close") for a, b in zip(events[::2], events[1::2], strict=True))
-    assert outcome["chosen"]["prototype"]["engine"]["model"] in ("small", "large")
+    assert outcome["chosen"]["prototype"]["engine"]["model"] in (small, large)
     assert {one["name"] for one in outcome["pipelines"]} >= {
-        "retrieve(examples=6) + fill (small)",
-        "retrieve(examples=6) + fill (large)",
+        f"retrieve(examples=6) + fill ({small})",
+        f"retrieve(examples=6) + fill ({large})",
     }
 
 

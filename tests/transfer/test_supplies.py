@@ -236,5 +236,5 @@ def test_an_adapter_learns_and_is_merged_into_a_stock_student(base: Path, tmp_pa
 
 
 def test_rounding_while_teaching_needs_all_weights(base: Path) -> None:
-    with pytest.raises(UserError, match="with adapter lora"):
+    with pytest.raises(UserError, match="adapter lora trains others"):
         settings(base, adapter="lora", quantization_aware="q4_0")
