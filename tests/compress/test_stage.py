@@ -41,6 +41,7 @@ def test_it_leaves_a_stock_student_an_artifact_and_the_steps(run: Run) -> None:
     assert [step["name"] for step in steps] == ["student", "drop_blocks (blocks 1)", "gguf (type q8_0)"]
     assert [step["parameters"] for step in steps] == [whole.parameters, small.parameters, small.parameters]
     assert steps[0]["bytes"] > steps[1]["bytes"] > 0
+    assert [step["bytes"] for step in steps[:2]] == [2 * whole.parameters, 2 * small.parameters], "both as f16"
     assert steps[2]["bytes"] == artifact.bytes
     before = AutoModelForCausalLM.from_pretrained(whole.folder, dtype=torch.bfloat16).get_input_embeddings().weight
     after = AutoModelForCausalLM.from_pretrained(small.folder, dtype=torch.bfloat16).get_input_embeddings().weight
