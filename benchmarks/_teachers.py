@@ -22,6 +22,7 @@ from supertiny.core.task import Task, load_task
 
 TASKS = ("snips", "smart_home")
 KINDS = ("pipeline", "small")
+ENGINES = ("openvino", "llama_cpp")  # the first where processors multiply bf16; the second has int8 products for all
 PARTS = ("pool", "valid")
 LABELLED, POOL = 200, 2_000
 SEED = 7  # of the draw of SNIPS' labelled rows and pool
@@ -78,7 +79,13 @@ def steps_of(task: str, kind: str, room: Room) -> list[Any]:
 
 
 def taught(
-    task: Task, parts: Sequence[str], kind: str, folder: Path, recorded: Path | None, progress: Progress
+    task: Task,
+    parts: Sequence[str],
+    kind: str,
+    folder: Path,
+    recorded: Path | None,
+    progress: Progress,
+    engine: str = ENGINES[0],
 ) -> Taught:
     """The answers to these parts, read where they stand: in `recorded`/TASK, or in `folder`/TASK (small/TASK) below.
 
@@ -93,7 +100,7 @@ def taught(
             "record it by this command without --recorded, where a large model runs",
         )
     if lacking:
-        with _room(kind, folder, progress) as room:
+        with _room(kind, engine, folder, progress) as room:
             steps = steps_of(task.name, kind, room)
             for part in lacking:
                 found[part] = _asked(room, task, part, steps)
@@ -135,9 +142,9 @@ def _asked(room: Room, task: Task, part: str, steps: Sequence[Any]) -> list[Exam
 
 
 @contextmanager
-def _room(kind: str, folder: Path, progress: Progress) -> Iterator[Room]:
+def _room(kind: str, method: str, folder: Path, progress: Progress) -> Iterator[Room]:
     """Where a teacher works; its models are closed again before a student is taught."""
-    engine: Any = build("engines", {"method": "openvino", "model": MODEL}).open() if kind == "pipeline" else _Nobody()
+    engine: Any = build("engines", {"method": method, "model": MODEL}).open() if kind == "pipeline" else _Nobody()
     ledger = Ledger(folder / "ledger.sqlite")
     try:
         yield Room(engine, ledger, seed=SEED, progress=progress)

@@ -20,7 +20,7 @@ from benchmarks._families import Made, adapters, divergences
 from benchmarks._halves import SIDES, halves
 from benchmarks._measuring import Row
 from benchmarks._table import arguments, print_rows, publish
-from benchmarks._teachers import KINDS, TASKS, task_of, taught, worth_of
+from benchmarks._teachers import ENGINES, KINDS, TASKS, task_of, taught, worth_of
 from supertiny.core.errors import UserError
 from supertiny.core.progress import Progress
 from supertiny.core.scoring import paired_bootstrap, wilson_interval
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", nargs="+", choices=PARTS, help="these alone (default: all; with --quick the arms)")
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/transfer_quality"), help="of finished cells")
     made.add_argument("--teacher", choices=KINDS, default=KINDS[0], help="small: SNIPS without the large model")
+    made.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="of the teacher's large model")
     made.add_argument("--recorded", type=Path, metavar="FOLDER", help="of TASK/pool.jsonl and TASK/valid.jsonl")
     made.add_argument("--rows", type=int, help="labelled rows, rows of the pool and of valid, each")
     made.add_argument("--data", type=Path, help="folder above snips (default: ../shared/data)")
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
         "tables": tables,
         "without_figure": without,
         "teacher_on_the_pool": teachers,
-        "teacher": f"recorded in {options.recorded}" if options.recorded else options.teacher,
+        "teacher": f"recorded in {options.recorded}" if options.recorded else f"{options.teacher}, {options.engine}",
         "student": options.student,
         "seeds": places[0].seeds,
         "learners": {arm.name: dict(arm.learner) for arm in ARMS if arm.learner},
@@ -108,6 +109,7 @@ def place_of(name: str, options: argparse.Namespace, parts: Sequence[str], arms:
         options.folder,
         options.recorded,
         progress,
+        options.engine,
     )
     seeds = options.seeds[:1] if options.quick else options.seeds
     return Place(task, answers, list(dict.fromkeys(seeds)), options.folder, options.student, options.quick, progress)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from benchmarks import _teachers
 from benchmarks._arms import BY_NAME, Place, cell_of
 from benchmarks._pupils import place_of
 from benchmarks._teachers import Taught
+from benchmarks.transfer_quality import parser
 from supertiny.core.progress import Progress
 from supertiny.core.records import Answer, Call, Example
 from tests.small_task import examples, small_task
@@ -42,3 +47,20 @@ def test_a_committee_has_two_members_at_least(tmp_path: Path) -> None:
         several = cell_of(place(tmp_path, [1, 2, 3]), BY_NAME[arm], 1)
         assert len(set(several.teachers)) == 3
     assert replace(place(tmp_path, [5]), quick=True).committee == [5]
+
+
+def test_the_teachers_model_runs_on_the_engine_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+
+    class Known:
+        def open(self) -> Any:
+            return _teachers._Nobody()
+
+    def build(family: str, block: Any) -> Known:
+        built.append((family, block))
+        return Known()
+
+    monkeypatch.setattr(_teachers, "build", build)
+    options = parser().parse_args(["--engine", "llama_cpp"])
+    with _teachers._room(options.teacher, options.engine, tmp_path, Progress(quiet=True)):
+        assert built == [("engines", {"method": "llama_cpp", "model": _teachers.MODEL})]
