@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", nargs="+", choices=PARTS, help="these alone (default: all; with --quick the arms)")
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/transfer_quality"), help="of finished cells")
     made.add_argument("--teacher", choices=KINDS, default=KINDS[0], help="small: SNIPS without the large model")
-    made.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="of the teacher's large model")
+    made.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="of the teacher's model; answers that stand in FOLDER are read, whoever gave them",
+    )
     made.add_argument("--recorded", type=Path, metavar="FOLDER", help="of TASK/pool.jsonl and TASK/valid.jsonl")
     made.add_argument("--rows", type=int, help="labelled rows, rows of the pool and of valid, each")
     made.add_argument("--data", type=Path, help="folder above snips (default: ../shared/data)")
@@ -85,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         "tables": tables,
         "without_figure": without,
         "teacher_on_the_pool": teachers,
-        "teacher": f"recorded in {options.recorded}" if options.recorded else f"{options.teacher}, {options.engine}",
+        "teacher": f"recorded in {options.recorded}" if options.recorded else options.teacher,
         "student": options.student,
         "seeds": places[0].seeds,
         "learners": {arm.name: dict(arm.learner) for arm in ARMS if arm.learner},
