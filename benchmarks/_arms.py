@@ -93,6 +93,8 @@ class Place:
     student: str = STUDENT
     quick: bool = False
     progress: Progress = field(default_factory=Progress)
+    methods: Sequence[str] = ()
+    """Of the tables of divergences and of adapters, these alone; all, where it is empty."""
 
     @property
     def committee(self) -> Sequence[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks._arms import BY_NAME, IMITATE, Place, cell_of
 from benchmarks._halves import Result, crossed, halves
 from benchmarks._measuring import Row
 from benchmarks.data_selection import drawn
-from supertiny.core.errors import UserError
+from supertiny.core.errors import UserError, nearest_word
 from supertiny.core.methods import cards
 from supertiny.core.scoring import wilson_interval
 
@@ -34,7 +34,7 @@ def divergences(place: Place) -> Made:
     without: dict[str, str] = {}
     from benchmarks._pupils import Cell, done
 
-    for name in cards("divergences"):
+    for name in chosen(place.methods, "divergences"):
         block = place.learner({**DISTIL, "divergence": name})
         rows = place.rows("verified")
         cell = Cell(place.task, place.student, seed, block, rows, start, teachers=(teacher,), exams=1)
@@ -56,7 +56,7 @@ def adapters(place: Place) -> Made:
     rates = RATES[:1] if place.quick else RATES
     found: dict[str, Result] = {}
     without: dict[str, str] = {}
-    for name in cards("adapters"):
+    for name in chosen(place.methods, "adapters"):
         candidates, more = {}, dict[str, Any]()
         for rate in rates:
             block = place.learner({**ADAPTED, "learning_rate": rate})
@@ -71,6 +71,21 @@ def adapters(place: Place) -> Made:
         if candidates:
             found[name] = crossed(candidates, halves(place.task.valid), more)
     return (*_told(place, "adapter", found), without)
+
+
+def chosen(names: Sequence[str], family: str) -> list[str]:
+    """The family's methods that are among `names`; all, where nothing is named."""
+    return [name for name in cards(family) if not names or name in names]
+
+
+def check_methods(names: Sequence[str], families: Sequence[str]) -> None:
+    """Raises UserError for a name that none of the families, whose tables are asked for, has."""
+    if names and not families:
+        raise UserError("--methods chooses for two tables, and neither is asked for", "add --part adapters")
+    known = [name for family in families for name in cards(family)]
+    for name in names:
+        if name not in known:
+            raise UserError(f"no method {name!r} in {' or '.join(families)}", nearest_word(name, known))
 
 
 def _student(place: Place, name: str, seed: int) -> Any:

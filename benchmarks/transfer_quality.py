@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._arms import ARMS, BY_NAME, STUDENT, Arm, Place, Results, measured, needed, wanted
-from benchmarks._families import Made, adapters, divergences
+from benchmarks._families import Made, adapters, check_methods, divergences
 from benchmarks._halves import SIDES, halves
 from benchmarks._measuring import Row
 from benchmarks._table import arguments, print_rows, publish
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--seeds", type=lambda given: [int(seed) for seed in given.split(",")], default=[1, 2, 3], metavar="1,2,3"
     )
     made.add_argument("--part", nargs="+", choices=PARTS, help="these alone (default: all; with --quick the arms)")
+    made.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="of the tables' (default: all)")
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/transfer_quality"), help="of finished cells")
     made.add_argument("--teacher", choices=KINDS, default=KINDS[0], help="small: SNIPS without the large model")
     made.add_argument(
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     parts = options.part or (PARTS[:1] if options.quick else PARTS)
+    check_methods(options.methods, [part for part in parts if part != "arms"])
     arms = wanted(options.arms) if "arms" in parts else []
     figures: list[Row] = []
     tables: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
@@ -116,8 +118,8 @@ def place_of(name: str, options: argparse.Namespace, parts: Sequence[str], arms:
         progress,
         options.engine,
     )
-    seeds = options.seeds[:1] if options.quick else options.seeds
-    return Place(task, answers, list(dict.fromkeys(seeds)), options.folder, options.student, options.quick, progress)
+    seeds = list(dict.fromkeys(options.seeds[:1] if options.quick else options.seeds))
+    return Place(task, answers, seeds, options.folder, options.student, options.quick, progress, options.methods)
 
 
 def compared(place: Place, arms: Sequence[Arm]) -> Made:

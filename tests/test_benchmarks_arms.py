@@ -12,7 +12,8 @@ from benchmarks import _teachers
 from benchmarks._arms import BY_NAME, Place, cell_of
 from benchmarks._pupils import place_of
 from benchmarks._teachers import Taught
-from benchmarks.transfer_quality import parser
+from benchmarks.transfer_quality import parser, run
+from supertiny.core.errors import UserError
 from supertiny.core.progress import Progress
 from supertiny.core.records import Answer, Call, Example
 from tests.small_task import examples, small_task
@@ -64,3 +65,16 @@ def test_the_teachers_model_runs_on_the_engine_that_was_named(tmp_path: Path, mo
     options = parser().parse_args(["--engine", "llama_cpp"])
     with _teachers._room(options.teacher, options.engine, tmp_path, Progress(quiet=True)):
         assert built == [("engines", {"method": "llama_cpp", "model": _teachers.MODEL})]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--part", "adapters", "--methods", "lorra"], "'lorra' in adapters.*'lora'"),
+        (["--part", "adapters", "--methods", "forward_kl"], "no method 'forward_kl' in adapters"),
+        (["--part", "arms", "--methods", "lora"], "neither is asked for"),
+    ],
+)
+def test_methods_that_no_table_has_are_told_before_anything_is_taught(given: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run(parser().parse_args(given))
