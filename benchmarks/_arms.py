@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks._halves import Result, crossed, examined, halves
 from benchmarks._teachers import Taught
 from supertiny.core.errors import UserError
-from supertiny.core.methods import cards
+from supertiny.core.methods import build, cards
 from supertiny.core.progress import Progress
 from supertiny.core.records import Example
 from supertiny.core.task import Task
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STUDENT = "smollm2-135m-instruct-q4_1"
 IMITATE = {"method": "imitate", "learning_rate": 3e-4, "passes": 3, "rows": 16}
+SUBSTITUTE = {"method": "substitute", "copies": 6}
 EXAMS = 4  # of each student, evenly spread
 QUICK = {"passes": 1, "rows": 8, "asked": 2, "samples": 2, "redraws": 0}  # of a learner's settings, where it has them
 
@@ -33,7 +34,10 @@ class Arm:
     learner: Mapping[str, Any] = field(default_factory=dict)
     """Nothing where nobody is taught."""
     lessons: str = "verified"
-    """Answers beside those of the labelled rows: none, unverified or verified ones of the pool."""
+    """Answers beside those of the labelled rows: none, unverified or verified ones of the pool.
+
+    `substituted` are verified ones and the rows that other values in the place of theirs make of all.
+    """
     on: str = ""
     """The arm whose student of the same seed it goes on with; the untaught student where it is empty."""
     taught_by: str = ""
@@ -54,6 +58,8 @@ ARMS = (
     Arm("teacher", needs=("valid",)),
     Arm("unverified", IMITATE, lessons="unverified"),
     Arm("verified", IMITATE, as_long_as="unverified"),
+    # The rows of the recipes of `examples`: a pipeline's last step costs no call and is no way of learning.
+    Arm("substitute", IMITATE, lessons="substituted"),
     Arm("reject", {"method": "reject", "passes": 2, "rows": 16, "samples": 4}, on="verified"),
     # Scores of a large model would have to be aligned span by span, and its pipeline, not it, is the good teacher.
     # Students of other seeds cut words alike, err in other places, and are there already.
@@ -102,7 +108,11 @@ class Place:
         return self.seeds if len(self.seeds) > 1 or self.quick else (*self.seeds, self.seeds[0] + 1)
 
     def rows(self, lessons: str) -> list[Example]:
-        """Labelled rows, and the pool's as the arm's `lessons` say."""
+        """Labelled rows, and others as the arm's `lessons` say."""
+        if lessons == "substituted":
+            curator = build("curators", SUBSTITUTE)
+            made: list[Example] = curator.curate(self.rows("verified"), self.task, self.seeds[0])
+            return made
         more = {"none": [], "unverified": self.taught.unverified, "verified": self.taught.verified}
         return [*self.task.labelled, *more[lessons]]
 

@@ -29,7 +29,8 @@ PARTS = ("arms", "divergences", "adapters")
 QUICK_ROWS = 24
 PACKAGES = ["supertiny", "torch", "transformers", "peft", "scikit-learn", "openvino-genai"]
 AFTER = "verified"  # what every other arm is held against
-RIVALS = ("unverified", "reject", "distil", "reinforce", "hybrid")  # among which the best is chosen, with `AFTER`
+# Among which the best is chosen, with `AFTER`.
+RIVALS = ("unverified", "substitute", "reject", "distil", "reinforce", "hybrid")
 
 
 def main() -> None:

@@ -11,6 +11,10 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Servers of tests are on this machine, and what a command prints is read as plain text, wherever tests run.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
+os.environ.pop("FORCE_COLOR", None)
 
 # A busy machine must not turn a right answer into a failure, so drawn examples have no deadline.
 settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)

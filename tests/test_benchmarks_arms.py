@@ -1,16 +1,18 @@
-"""The arms of transfer_quality are comparable: as many steps each, and nobody is taught by itself alone."""
+"""The arms of transfer_quality are comparable; its tables are chosen from, its memory is watched."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import _teachers
 from benchmarks._arms import BY_NAME, Place, cell_of
-from benchmarks._pupils import place_of
+from benchmarks._pupils import PeakMemory, place_of
 from benchmarks._teachers import Taught
 from benchmarks.transfer_quality import parser, run
 from supertiny.core.errors import UserError
@@ -36,6 +38,18 @@ def test_fewer_verified_lessons_are_seen_more_often(tmp_path: Path) -> None:
     seen = {name: here.learner_of(BY_NAME[name])["passes"] * count for name, count in counts.items()}
     assert abs(seen["verified"] - seen["unverified"]) <= counts["verified"] / 2
     assert cell_of(here, BY_NAME["verified"], 1).learner == here.learner_of(BY_NAME["verified"])
+
+
+def test_substituted_lessons_are_verified_ones_and_others_made_of_them(tmp_path: Path) -> None:
+    here = place(tmp_path, [1])
+    verified, found = here.rows("verified"), here.rows("substituted")
+    assert found[: len(verified)] == verified
+    made = found[len(verified) :]
+    assert {row.provenance["made_by"] for row in made} == {"substitute"}
+    assert all(row.verdict is not None and row.verdict.outcome != "fail" for row in made)
+    asked_later = {row.request.text for row in (*here.task.valid, *here.task.test)}
+    assert not asked_later & {row.request.text for row in made}
+    assert here.rows("substituted") == found
 
 
 def test_a_committee_has_two_members_at_least(tmp_path: Path) -> None:
@@ -78,3 +92,15 @@ def test_the_teachers_model_runs_on_the_engine_that_was_named(tmp_path: Path, mo
 def test_methods_that_no_table_has_are_told_before_anything_is_taught(given: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(parser().parse_args(given))
+
+
+def test_peak_memory_is_what_was_taken_while_it_watched() -> None:
+    peak = PeakMemory(torch.device("cpu"))
+    with peak:
+        pass
+    before = peak.bytes
+    with peak:
+        kept, until = torch.ones(25_000_000), time.monotonic() + 30
+        while peak.bytes - before <= 50e6 and time.monotonic() < until:
+            assert kept[0] == 1
+    assert peak.bytes - before > 50e6

@@ -13,7 +13,7 @@ from benchmarks import _pupils, _teachers, transfer_quality
 from benchmarks._arms import ARMS, BY_NAME, Place, cell_of, measured, needed, wanted
 from benchmarks._families import adapters, divergences
 from benchmarks._halves import Exam, Result, crossed, examined, halves
-from benchmarks._pupils import Cell, Committee, PeakMemory, done, exams_of, place_of, spread
+from benchmarks._pupils import Cell, Committee, done, exams_of, place_of, spread
 from benchmarks._teachers import Taught, steps_of, task_of, taught, worth_of
 from benchmarks.transfer_quality import best_hits, compared, line, parser
 from benchmarks.transfer_quality import place_of as place_given
@@ -112,7 +112,8 @@ def test_answers_that_nobody_can_read_are_not_right() -> None:
 
 def test_arms_bring_what_they_are_built_on() -> None:
     assert [arm.name for arm in ARMS] == [
-        "tfidf", "labelled_only", "teacher", "unverified", "verified", "reject", "distil", "reinforce", "hybrid",
+        "tfidf", "labelled_only", "teacher", "unverified", "verified", "substitute", "reject", "distil", "reinforce",
+        "hybrid",
     ]  # fmt: skip
     assert [arm.name for arm in wanted(["distil", "tfidf"])] == ["tfidf", "verified", "distil"]
     assert needed(wanted(["labelled_only"])) == []
@@ -271,16 +272,6 @@ def test_divergences_and_adapters_have_a_table_each(place: Place, monkeypatch: p
             few = replace(place, methods=["lora"])
             monkeypatch.setattr("benchmarks._pupils._teach", lambda *given: pytest.fail("done again"))
             assert [row[name] for row in family(few)[1]] == ["lora"]
-
-
-def test_peak_memory_is_what_was_taken_while_it_watched() -> None:
-    peak = PeakMemory(torch.device("cpu"))
-    with peak:
-        pass
-    before = peak.bytes
-    with peak:
-        assert torch.ones(25_000_000).sum() > 0
-    assert peak.bytes - before > 50e6
 
 
 def result(hits: str, choosing: tuple[float, float] = (0.5, 0.5)) -> Result:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import ssl
+import time
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
 from starlette.responses import Response
 
+from benchmarks._faulty_server import Plan
 from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
@@ -18,7 +20,7 @@ from supertiny.engines._openai_waits import asked_wait, quota_pause
 from supertiny.engines.openai import OpenAI
 from supertiny.formats._lawful import complete_lawfully
 
-SLOW = "slow_first_byte"  # 0.3 seconds
+SLOW = "slow_first_byte"  # 0.3 seconds, where the plan says nothing else
 HI = Prompt(({"role": "user", "content": "hi"},))
 
 
@@ -77,9 +79,11 @@ def test_a_fault_is_tried_again(server, fault):
 
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(server):
-    server.scripted = [SLOW]
-    assert opened(server, timeout_seconds=0.1).complete([HI], Sampling())[0].text == "hi!"
+    server.plan, server.scripted = Plan(slow_seconds=3.0), [SLOW]
+    assert opened(server, timeout_seconds=1.0).complete([HI], Sampling())[0].text == "hi!"
     assert len(server.bodies) == 2
+    while server.counts["lost"] + server.counts["delivered"] < 2:
+        time.sleep(0.01)  # what it computes still is no part of the next test
 
 
 def test_retry_after_is_the_least_wait(server):

@@ -73,7 +73,7 @@ def test_a_full_queue_sends_away_and_says_when_to_come_back(start):
 
 
 def test_a_slow_model_is_504(start):
-    served = start(limits=Limits(request_seconds=0.1))
+    served = start(limits=Limits(request_seconds=1.0))
     served.kitchen.open.clear()
     assert served.post().status_code == 504
 

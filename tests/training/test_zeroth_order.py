@@ -269,6 +269,7 @@ def test_an_adapter_alone_is_moved(folder: Path, lessons: Sequence[Lesson]) -> N
 def test_weights_that_are_read_from_afar_are_felt_too(folder: Path, lessons: Sequence[Lesson]) -> None:
     """Factors that an adapter's layers share stand in a module that nobody calls."""
     pupil = open_pupil(folder)
+    torch.manual_seed(0)
     shared = torch.nn.Linear(64, 1, bias=False)
     batch = collate(lessons[:2], pupil.pad_id)
     pupil.model.requires_grad_(False)

@@ -106,7 +106,7 @@ class Packages:
         wheels = self.folder(part)
         wheels.mkdir(parents=True, exist_ok=True)
         for stale in wheels.glob("incoming*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # pip may work in it still, where only its parent was killed
         have = sum(_size(wheel) for wheel in wheels.glob("*.whl"))
         _need_space(wheels, 2 * size_bytes - have)
         for number in range(1, self.parts + 1):
