@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from supertiny.core.methods import build
-from supertiny.core.records import Call, Example, Request
+from supertiny.core.records import Call, Example, Prompt, Request, Sampling
+from supertiny.engines._torch_engine import TorchEngine
+from supertiny.engines.torch import Torch
 from supertiny.training.lessons import Lesson, collate, encode_lessons, encode_prompts
 from supertiny.training.practice import Practice
 from supertiny.training.pupil import Pupil
@@ -33,6 +38,16 @@ def prompts(pupil: Pupil) -> list[Lesson]:
 
 def practice(max_tokens: int = 12) -> Practice:
     return Practice(FORM, TASK.tools, TASK.verify, max_tokens=max_tokens)
+
+
+def seen_by_training(
+    pupil: Pupil, prompt: Lesson, answer: Sequence[int], temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities of all tokens at each place of an answer, those of its own)."""
+    batch = collate([Lesson((*prompt.ids, *answer), len(prompt.ids))], pupil.pad_id)
+    with torch.no_grad():
+        logprobs = (pupil.logits_at(batch.ids, batch.mask, batch.wanted) / temperature).log_softmax(-1)
+    return logprobs, logprobs.gather(-1, batch.targets[:, None])[:, 0]
 
 
 def test_greedy_answers_are_those_of_stock_generation(pupil: Pupil, prompts: list[Lesson]) -> None:
@@ -60,11 +75,7 @@ def test_log_probabilities_are_those_that_training_sees(
 ) -> None:
     for prompt, samples in zip(prompts, roll_out(pupil, prompts, practice(), 3, 5, temperature), strict=True):
         for sample in samples:
-            start = len(prompt.ids)
-            batch = collate([Lesson((*prompt.ids, *sample.ids), start)], pupil.pad_id)
-            with torch.no_grad():
-                logits = pupil.logits_at(batch.ids, batch.mask, batch.wanted) / temperature
-            own = logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
+            _, own = seen_by_training(pupil, prompt, sample.ids, temperature)
             torch.testing.assert_close(own, torch.tensor(sample.logprobs), atol=1e-4, rtol=1e-4)
 
 
@@ -116,3 +127,24 @@ def test_prompts_end_where_lessons_answer(pupil: Pupil, tmp_path: Path) -> None:
     assert [lesson.ids[: lesson.answer_start] for lesson in lessons] == [prompt.ids for prompt in prompts]
     assert all(prompt.answer_start == len(prompt.ids) for prompt in prompts)
     assert encode_prompts(rows, FORM, TASK.tools, pupil.tokenizer, longest=5) == []
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_virtual_tokens_stand_once_before_all_that_is_written(name: str, pupil: Pupil, prompts: list[Lesson]) -> None:
+    """Samples, the engine's answers and its scores are what training sees, for prompts of unlike lengths together."""
+    adapted = replace(pupil, model=build("adapters", {"method": name, "tokens": 5}).wrap(copy.deepcopy(pupil.model), 0))
+    adapted.model.eval()
+    assert len({len(prompt.ids) for prompt in prompts}) > 1
+    engine = TorchEngine(Torch(), Path("student"), "student", adapted.model, adapted.tokenizer)
+    texts = [pupil.tokenizer.decode(prompt.ids) for prompt in prompts]
+    greedy = engine.complete([Prompt(text=text) for text in texts], Sampling(max_tokens=12))
+    scored = engine.score([Prompt(text=text) for text in texts], ["TurnOn area Hall"] * len(texts))
+    for place, (prompt, (sample,)) in enumerate(
+        zip(prompts, roll_out(adapted, prompts, practice(), 1, 0, 0.0), strict=True)
+    ):
+        known, seen = seen_by_training(adapted, prompt, sample.ids)
+        torch.testing.assert_close(seen, torch.tensor(sample.logprobs), atol=1e-4, rtol=1e-4)
+        assert list(sample.ids) == known.argmax(-1).tolist()
+        assert greedy[place].logprob == pytest.approx(sum(sample.logprobs), abs=1e-3)
+        _, seen = seen_by_training(adapted, prompt, scored[place].tokens.tolist())
+        torch.testing.assert_close(seen, torch.tensor(scored[place].token_logprobs), atol=1e-4, rtol=1e-4)

@@ -84,6 +84,8 @@ class TorchEngine:
         """(T, top) best tokens at each place of each continuation; `top` may be the whole vocabulary, and 0."""
         import torch
 
+        from supertiny.engines._torch_reading import begun, forward
+
         rows = [_Row(index, self.tokens(prompt), None, None) for index, prompt in enumerate(prompts)]
         for row, text in zip(rows, continuations, strict=True):
             row.tokens = self._encode(text)
@@ -91,8 +93,9 @@ class TorchEngine:
         with self._lock, torch.inference_mode():
             for batch in self._batches(rows):
                 keep = max(len(row.tokens) for row in batch) + 1
-                ids, mask = self._padded([row.ids + row.tokens for row in batch])
-                logits = self._forward(ids, mask, None, keep)
+                model, cache, virtual = begun(self.model, len(batch))
+                ids, mask = self._padded([row.ids + row.tokens for row in batch], virtual)
+                logits = forward(model, ids, mask, cache if virtual else None, keep)
                 for place, row in enumerate(batch):
                     last = logits.shape[1] - 1
                     logprobs = logits[place, last - len(row.tokens) : last].float().log_softmax(-1)
@@ -107,16 +110,18 @@ class TorchEngine:
     def _write(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
         """Decodes a batch; gives each row when it has ended."""
         import torch
-        from transformers import DynamicCache
+
+        from supertiny.engines._torch_reading import begun, forward
 
         if sampling.max_tokens < 1:
             yield from rows
             return
-        cache = DynamicCache()
-        ids, mask = self._padded([row.ids for row in rows])
+        with torch.inference_mode():
+            model, cache, virtual = begun(self.model, len(rows))
+        ids, mask = self._padded([row.ids for row in rows], virtual)
         while rows:
             with torch.inference_mode():
-                logits = self._forward(ids, mask, cache, 1)[:, -1].float()
+                logits = forward(model, ids, mask, cache, 1)[:, -1].float()
                 ids = self._choose(rows, logits, sampling)
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
                 ended = [row for row in rows if row.finish]
@@ -157,27 +162,14 @@ class TorchEngine:
                 row.text, ended = row.text[: min(cuts)], True
             row.finish = "stop" if ended else "length" if len(row.tokens) >= sampling.max_tokens else ""
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, keep: int) -> torch.Tensor:
-        """Logits (rows, keep, vocabulary) of the last `keep` places."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        result: torch.Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=keep,
-        ).logits
-        return result
-
-    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, padded on the left."""
+    def _padded(self, rows: list[list[int]], virtual: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids, padded on the left, and their mask, in which as many virtual tokens stand before them."""
         import torch
 
         width = max(len(row) for row in rows)
         filler = min(self._stop_ids, default=0)
         ids = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        mask = torch.tensor([[1] * virtual + [0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:

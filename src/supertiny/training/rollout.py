@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
-from transformers import DynamicCache
 
 from supertiny.core.errors import UserError
+from supertiny.engines._torch_reading import begun, forward
 from supertiny.training.lessons import Lesson
 from supertiny.training.practice import Practice, Sample
 from supertiny.training.pupil import Pupil
@@ -90,9 +90,9 @@ def _written(
     generator: torch.Generator,
 ) -> list[_Line]:
     """Lines in the order of prompts, `samples` of each one after the other."""
-    ids, mask = _padded(prompts, pupil.pad_id, pupil.device)
-    cache = DynamicCache()
-    logits = _forward(pupil, ids, mask, cache)
+    model, cache, virtual = begun(pupil.model, len(prompts))
+    ids, mask = _padded(prompts, pupil.pad_id, pupil.device, virtual)
+    logits = _next(model, ids, mask, cache)
     lines = [_Line(place) for place in range(len(prompts)) for _ in range(samples)]
     cache.batch_repeat_interleave(samples)
     logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
@@ -109,7 +109,7 @@ def _written(
             cache.batch_select_indices(kept)
             open_lines, tokens, mask = [open_lines[place] for place in going], tokens[kept], mask[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits = _forward(pupil, tokens, mask, cache)
+        logits = _next(model, tokens, mask, cache)
     return lines
 
 
@@ -134,23 +134,19 @@ def _chosen(
     return tokens
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (prompts, longest), padded on the left, so that all go on from the same place."""
+def _padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device, virtual: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (prompts, longest), padded on the left, so that all go on from the same place, and their mask.
+
+    As many virtual tokens stand before them in the mask.
+    """
     longest = max(len(ids) for ids in prompts)
     rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    mask = [[1] * virtual + [0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
 
 
-def _forward(pupil: Pupil, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+def _next(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
     """Logits (rows, vocabulary) in float32 of what comes next."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    result: torch.Tensor = pupil.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    return result[:, -1].float()
+    return forward(model, ids, mask, cache, 1)[:, -1].float()
