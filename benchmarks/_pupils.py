@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from benchmarks.data_selection import content_of
 from supertiny.core.files import hash_of, read_json, read_rows, write_json, write_rows
 from supertiny.core.methods import build
 from supertiny.core.progress import Progress
-from supertiny.core.records import Answer, Example
+from supertiny.core.records import Example
 from supertiny.core.scoring import plain_call
 from supertiny.core.task import Task
 from supertiny.engines._huggingface import huggingface_folder
@@ -232,39 +231,13 @@ def _exam(cell: Cell, pupil: Pupil, progress: Progress, title: str) -> Exam:
     """Greedy answers to valid without a grammar."""
     pupil.model.eval()
     form, task = build("formats", FORMAT), cell.task
-    if getattr(getattr(pupil.model, "active_peft_config", None), "is_prompt_learning", False):
-        answers = _written_slowly(cell, pupil, Practice(form, task.tools, task.verify, (), MAX_TOKENS))
-    else:
-        engine = TorchEngine(Torch(max_batch=AT_ONCE), Path(), "pupil", pupil.model, pupil.tokenizer)
-        answerer = ModelAnswerer("pupil", engine, form, task.tools, MAX_TOKENS, constrained=False)
-        answers = answerer.answer([row.request for row in task.valid])
+    engine = TorchEngine(Torch(max_batch=AT_ONCE), Path(), "pupil", pupil.model, pupil.tokenizer)
+    answerer = ModelAnswerer("pupil", engine, form, task.tools, MAX_TOKENS, constrained=False)
+    answers = answerer.answer([row.request for row in task.valid])
     pupil.model.train()
     exam = examined(answers, task.valid, task)
     progress.note(f"  {title}: {sum(exam.hits)} of {len(exam.hits)} exact")
     return exam
-
-
-@torch.inference_mode()
-def _written_slowly(cell: Cell, pupil: Pupil, practice: Practice) -> list[Answer]:
-    """The same without a cache: PEFT would put virtual tokens before every single token that is read from one."""
-    stop = pupil.id_of(practice.form.stop)
-    prompts = encode_prompts(cell.task.valid, practice.form, practice.tools, pupil.tokenizer, sys.maxsize)
-    written: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(prompts), AT_ONCE):
-        going = list(range(start, min(start + AT_ONCE, len(prompts))))
-        while going:
-            ids = [(*prompts[place].ids, *written[place]) for place in going]
-            batch = collate([Lesson((*row, stop), len(row)) for row in ids], pupil.pad_id).to(pupil.device)
-            best = pupil.logits_at(batch.ids, batch.mask, batch.wanted).argmax(-1).tolist()
-            for place, token in zip(going, best, strict=True):
-                written[place].append(token)
-            going = [p for p in going if written[p][-1] != stop and len(written[p]) < practice.max_tokens]
-    answers = []
-    for row, ids in zip(cell.task.valid, written, strict=True):
-        text = pupil.tokenizer.decode([i for i in ids if i != stop], clean_up_tokenization_spaces=False)
-        sample = practice.judged(row.request, ids, [], text, ids[-1] == stop)
-        answers.append(sample.answer or Answer(raw=text, readable=False))
-    return answers
 
 
 @torch.inference_mode()
