@@ -26,6 +26,9 @@ Made = tuple[list[Row], list[dict[str, Any]], dict[str, str]]
 
 def divergences(place: Place) -> Made:
     """One pass of each from one student to one teacher, by the first seed."""
+    names = chosen(place.methods, "divergences")
+    if not names:
+        return [], [], {}  # nobody is taught for a table without lines
     seed = place.seeds[0]
     try:
         start, teacher = (_student(place, name, seed) for name in ("labelled_only", "verified"))
@@ -35,7 +38,7 @@ def divergences(place: Place) -> Made:
     without: dict[str, str] = {}
     from benchmarks._pupils import Cell, done
 
-    for name in chosen(place.methods, "divergences"):
+    for name in names:
         block = place.learner({**DISTIL, "divergence": name})
         rows = place.rows("verified")
         cell = Cell(place.task, place.student, seed, block, rows, start, teachers=(teacher,), exams=1)

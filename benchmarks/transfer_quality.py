@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--seeds", type=lambda given: [int(seed) for seed in given.split(",")], default=[1, 2, 3], metavar="1,2,3"
     )
     made.add_argument("--part", nargs="+", choices=PARTS, help="these alone (default: all; with --quick the arms)")
-    made.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="of the tables' (default: all)")
+    made.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="divergences, adapters (default: all)")
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/transfer_quality"), help="of finished cells")
     made.add_argument("--teacher", choices=KINDS, default=KINDS[0], help="small: SNIPS without the large model")
     made.add_argument(

@@ -272,6 +272,7 @@ def test_divergences_and_adapters_have_a_table_each(place: Place, monkeypatch: p
             few = replace(place, methods=["lora"])
             monkeypatch.setattr("benchmarks._pupils._teach", lambda *given: pytest.fail("done again"))
             assert [row[name] for row in family(few)[1]] == ["lora"]
+            assert divergences(replace(place, methods=["of another table"])) == ([], [], {})
 
 
 def result(hits: str, choosing: tuple[float, float] = (0.5, 0.5)) -> Result:

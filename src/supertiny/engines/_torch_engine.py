@@ -48,6 +48,7 @@ class TorchEngine:
         stops = model.generation_config.eos_token_id
         stops = stops if isinstance(stops, list) else [stops]
         self._stop_ids = {int(token) for token in [*stops, tokenizer.eos_token_id] if token is not None}
+        self._filler = min(self._stop_ids, default=0)
         self._grammars: TokenGrammars | None = None
         self._lock = threading.Lock()
 
@@ -84,7 +85,7 @@ class TorchEngine:
         """(T, top) best tokens at each place of each continuation; `top` may be the whole vocabulary, and 0."""
         import torch
 
-        from supertiny.engines._torch_reading import begun, forward
+        from supertiny.engines._torch_reading import begun, forward, padded
 
         rows = [_Row(index, self.tokens(prompt), None, None) for index, prompt in enumerate(prompts)]
         for row, text in zip(rows, continuations, strict=True):
@@ -94,7 +95,7 @@ class TorchEngine:
             for batch in self._batches(rows):
                 keep = max(len(row.tokens) for row in batch) + 1
                 model, cache, virtual = begun(self.model, len(batch))
-                ids, mask = self._padded([row.ids + row.tokens for row in batch], virtual)
+                ids, mask = padded([row.ids + row.tokens for row in batch], self._filler, virtual, self.model.device)
                 logits = forward(model, ids, mask, cache if virtual else None, keep)
                 for place, row in enumerate(batch):
                     last = logits.shape[1] - 1
@@ -111,14 +112,14 @@ class TorchEngine:
         """Decodes a batch; gives each row when it has ended."""
         import torch
 
-        from supertiny.engines._torch_reading import begun, forward
+        from supertiny.engines._torch_reading import begun, forward, padded
 
         if sampling.max_tokens < 1:
             yield from rows
             return
         with torch.inference_mode():
             model, cache, virtual = begun(self.model, len(rows))
-        ids, mask = self._padded([row.ids for row in rows], virtual)
+        ids, mask = padded([row.ids for row in rows], self._filler, virtual, self.model.device)
         while rows:
             with torch.inference_mode():
                 logits = forward(model, ids, mask, cache, 1)[:, -1].float()
@@ -161,16 +162,6 @@ class TorchEngine:
             if cuts:
                 row.text, ended = row.text[: min(cuts)], True
             row.finish = "stop" if ended else "length" if len(row.tokens) >= sampling.max_tokens else ""
-
-    def _padded(self, rows: list[list[int]], virtual: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids, padded on the left, and their mask, in which as many virtual tokens stand before them."""
-        import torch
-
-        width = max(len(row) for row in rows)
-        filler = min(self._stop_ids, default=0)
-        ids = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[1] * virtual + [0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Rows of like length together, longest first, so that a lack of memory shows at once."""

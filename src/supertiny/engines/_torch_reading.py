@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether an adapter puts vectors, or keys and values, of its own before all tokens."""
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and bool(config.is_prompt_learning)
 
 
 def begun(model: Any, rows: int) -> tuple[Any, DynamicCache, int]:
@@ -14,8 +21,7 @@ def begun(model: Any, rows: int) -> tuple[Any, DynamicCache, int]:
     PEFT's own forward pass would put virtual tokens before every token that is written, and drop the cache of those
     before it where they are keys and values (arXiv:2101.00190); its `generate` alone knows better.
     """
-    config = getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning:
+    if not has_virtual_tokens(model):
         return model, DynamicCache(), 0
     within, learned = model.get_base_model(), model.get_prompt(rows)
     if isinstance(learned, torch.Tensor):
@@ -24,7 +30,20 @@ def begun(model: Any, rows: int) -> tuple[Any, DynamicCache, int]:
         within(inputs_embeds=states, past_key_values=cache, use_cache=True, logits_to_keep=1)
     else:
         cache = learned
-    return within, cache, int(config.num_virtual_tokens)
+    return within, cache, int(model.active_peft_config.num_virtual_tokens)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], filler: int, virtual: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (rows, longest), padded on the left, so that all go on from the same place, and their mask.
+
+    The mask begins with the virtual tokens that stand before them: it is (rows, virtual + longest).
+    """
+    longest = max(len(row) for row in rows)
+    ids = [[filler] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[1] * virtual + [0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None, keep: int) -> torch.Tensor:

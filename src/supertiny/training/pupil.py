@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from supertiny.core.errors import UserError
+from supertiny.engines._torch_reading import has_virtual_tokens
 from supertiny.training.lessons import Batch
 from supertiny.training.sparing import head_loss, hidden_states
 
@@ -59,7 +60,7 @@ class Pupil:
 
     def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states (batch, length, width) of token ids and attention mask (batch, length)."""
-        if self._has_virtual_tokens:
+        if has_virtual_tokens(self.model):
             # Only PEFT's own forward pass puts them before the prompt. Of the head's products, one is made.
             written = self.model(
                 input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True, logits_to_keep=1
@@ -69,11 +70,6 @@ class Pupil:
         # PEFT's model is a shell: its tuner changed layers of the stock model within, which runs them.
         within = self.model.get_base_model() if hasattr(self.model, "active_peft_config") else self.model
         return hidden_states(within, ids, mask)
-
-    @property
-    def _has_virtual_tokens(self) -> bool:
-        config = getattr(self.model, "active_peft_config", None)
-        return config is not None and bool(config.is_prompt_learning)
 
     def logits_at(self, ids: torch.Tensor, mask: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Logits (positions, vocabulary) in float32 at the places where `wanted` (batch, length) is true, no others."""

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from supertiny.core.errors import UserError
-from supertiny.engines._torch_reading import begun, forward
+from supertiny.engines._torch_reading import begun, forward, padded
 from supertiny.training.lessons import Lesson
 from supertiny.training.practice import Practice, Sample
 from supertiny.training.pupil import Pupil
@@ -91,7 +91,7 @@ def _written(
 ) -> list[_Line]:
     """Lines in the order of prompts, `samples` of each one after the other."""
     model, cache, virtual = begun(pupil.model, len(prompts))
-    ids, mask = _padded(prompts, pupil.pad_id, pupil.device, virtual)
+    ids, mask = padded(prompts, pupil.pad_id, virtual, pupil.device)
     logits = _next(model, ids, mask, cache)
     lines = [_Line(place) for place in range(len(prompts)) for _ in range(samples)]
     cache.batch_repeat_interleave(samples)
@@ -132,19 +132,6 @@ def _chosen(
         line.ids.append(token)
         line.logprobs.append(logprob)
     return tokens
-
-
-def _padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device, virtual: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (prompts, longest), padded on the left, so that all go on from the same place, and their mask.
-
-    As many virtual tokens stand before them in the mask.
-    """
-    longest = max(len(ids) for ids in prompts)
-    rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
-    mask = [[1] * virtual + [0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
 
 
 def _next(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
