@@ -64,10 +64,10 @@ types: setup
 	@echo "check: types"
 	@$(BIN)/mypy --no-error-summary
 
-# Test processes share the cores: one thread each, or they slow each other down ten times.
+# Each of the two test processes keeps to its half of the cores (tests/conftest.py).
 fast: setup
 	@echo "check: house rules, laws, fast tests"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not model and not slow" -n 2
+	@$(BIN)/pytest -q -m "not model and not slow" -n 2
 
 # An extra that compiles: tests hold all engines to the same answers, and benchmarks compare with it.
 .venv/.llama_cpp: .venv/.installed
@@ -77,7 +77,7 @@ fast: setup
 
 test: check models .venv/.llama_cpp ## everything: check, then the tests that need models or time
 	@echo "test: with models"
-	@$(BIN)/pytest -q -m "model or slow"
+	@$(BIN)/pytest -q -m "model or slow" -n 2 --dist loadscope --durations=15
 
 benchmarks: models .venv/.llama_cpp ## set up for .venv/bin/python -m benchmarks.NAME, and list them
 	@ls benchmarks/*.py | sed -n 's#benchmarks/\([a-z].*\)\.py#  .venv/bin/python -m benchmarks.\1 [--quick] [--json FILE]#p'

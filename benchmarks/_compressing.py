@@ -19,6 +19,7 @@ from supertiny.core.methods import build
 from supertiny.core.progress import Progress
 from supertiny.core.records import Example
 from supertiny.core.scoring import is_exact
+from supertiny.core.student import Student
 from supertiny.core.task import Task
 from supertiny.engines._huggingface import huggingface_folder
 from supertiny.engines._torch_engine import TorchEngine
@@ -91,6 +92,7 @@ def taught(
     beside = folder / f".{place.name}"
     shutil.rmtree(beside, ignore_errors=True)
     pupil.save(beside)
+    Student(beside, FORMAT, base, SEED).save_card()
     beside.rename(place)
     checkpoint.unlink(missing_ok=True)
     return place

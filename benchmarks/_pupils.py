@@ -21,6 +21,7 @@ from supertiny.core.methods import build
 from supertiny.core.progress import Progress
 from supertiny.core.records import Example
 from supertiny.core.scoring import plain_call
+from supertiny.core.student import Student
 from supertiny.core.task import Task
 from supertiny.engines._huggingface import huggingface_folder
 from supertiny.engines._torch_engine import TorchEngine
@@ -156,6 +157,7 @@ def _teach(cell: Cell, place: Path, progress: Progress, title: str) -> None:
         fresh = place / ".student"
         shutil.rmtree(fresh, ignore_errors=True)
         pupil.save(fresh)
+        Student(fresh, FORMAT, cell.student, cell.seed).save_card()
         shutil.rmtree(place / "student", ignore_errors=True)
         fresh.rename(place / "student")
     known = {step: Exam.from_json(row) for step, row in exams.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from supertiny.core.files import write_json
+from supertiny.core.machine import processor_name, usable_cores
 
 
 def arguments(description: str, name: str) -> argparse.ArgumentParser:
@@ -29,11 +29,10 @@ def machine() -> dict[str, Any]:
     """Processor, cores, threads that this process may use, and gigabytes of memory."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "system": f"{platform.system()} {platform.machine()}",
-        "threads": usable,
+        "threads": usable_cores(),
         "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
         "python": platform.python_version(),
     }
@@ -88,12 +87,3 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         cells = (row.get(column, "") for column in columns)
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console(width=max(140, Console().width)).print(table)
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

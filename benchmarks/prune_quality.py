@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=0, help="rows to learn from; 0 is all")
     made.add_argument("--valid-rows", type=int, default=0, help="rows of valid to measure on; 0 is all")
     made.add_argument("--steps", type=int, default=STEPS, help="of the recovery")
+    made.add_argument("--learning-steps", type=int, default=0, help="of methods that learn what to cut; 0 is their own")
     made.add_argument("--max-tokens", type=int, default=96, help="of an answer")
     made.add_argument("--student", type=Path, metavar="FOLDER", help="a student of the transfer stage to begin with")
     made.add_argument("--recipe", type=Path, default=_RECIPE, help="whose task, rows and transfer are taken")
@@ -134,6 +135,7 @@ def run(options: argparse.Namespace) -> None:
     figures, table = summarised(cells, whole)
     print_rows(f"prune_quality: after {job.steps} steps of recovery", table)
     details = {"table": table, "seeds": seeds, "recovery": RECOVERY, "steps": job.steps, "rows": len(job.rows)}
+    details["learning_steps"] = job.learning_steps or "their own"
     publish("prune_quality: exact calls on valid", figures, PACKAGES, options.json, {**details, "cells": told(cells)})
 
 
@@ -149,7 +151,7 @@ def job_of(run: Run, recipe: Recipe, options: argparse.Namespace) -> Job:
     Student.open(student)  # where it is none, that is told here
     rows = [Example.from_json(row) for row in read_rows(run.folder / "prototype" / "train.jsonl")]
     valid = run.task.valid[: 20 if options.quick else options.valid_rows or None]
-    steps, learning = (min(options.steps, 4), 8) if options.quick else (options.steps, 0)
+    steps, learning = (min(options.steps, 4), 8) if options.quick else (options.steps, options.learning_steps)
     return Job(run, student, rows, valid, steps, learning, options.max_tokens, options.folder)
 
 
@@ -178,8 +180,9 @@ def cell(job: Job, method: str, share: float, seed: int) -> Mapping[str, Any]:
     path = cell_file(job, method, share, seed)
     if not path.is_file():
         work = path.with_suffix(".work")
-        cut = reshaped(job, block_of(method, share, job.shape, seed, job.learning_steps), seed, work)
-        pupil, taught = recovered(job, work, seed, f"{method} at {share:.0%}")
+        title = f"{method} at {share:.0%}"
+        cut = reshaped(job, block_of(method, share, job.shape, seed, job.learning_steps), seed, work, title)
+        pupil, taught = recovered(job, work, seed, title)
         began = time.perf_counter()
         hits = measured(job, pupil)
         result = {
@@ -205,10 +208,11 @@ def unpruned(job: Job) -> Mapping[str, Any]:
     return done
 
 
-def reshaped(job: Job, block: Mapping[str, Any], seed: int, work: Path) -> Mapping[str, Any]:
+def reshaped(job: Job, block: Mapping[str, Any], seed: int, work: Path, title: str) -> Mapping[str, Any]:
     """Leaves the cut student in `work/student`; gives what went and the seconds that it took."""
     import torch
 
+    from supertiny.compress.changing import reshaped as cut_by
     from supertiny.training.lessons import collate
     from supertiny.training.pupil import Pupil
 
@@ -219,7 +223,7 @@ def reshaped(job: Job, block: Mapping[str, Any], seed: int, work: Path) -> Mappi
         ordered = sorted(lessons, key=lambda lesson: len(lesson.ids))
         batches = [collate(ordered[start : start + 32], pupil.pad_id) for start in range(0, len(ordered), 32)]
         began = time.perf_counter()
-        pupil.model = build("reshapers", block).reshape(pupil.model.eval(), batches)
+        pupil.model = cut_by(build("reshapers", block), pupil.model.eval(), batches, job.run.progress, title)
         seconds = time.perf_counter() - began
         shutil.rmtree(work, ignore_errors=True)
         pupil.save(work / "student", torch.float32)

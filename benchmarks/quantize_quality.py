@@ -165,13 +165,7 @@ def cell(folder: Path, way: Way, work: Workshop, task: Task, valid: Sequence[Exa
         return Cell(Exam.from_json(known["exam"]), known["bits"], known["seconds"])
     pupil = Pupil.open(work.student, "float32")
     began = time.perf_counter()
-    with progress.task(f"{way.name}: rounding", 100.0, "%") as tick:
-        before = [0.0]
-
-        def advance(done: int, of: int) -> None:
-            tick(100 * done / of - before[0])
-            before[0] = 100 * done / of
-
+    with progress.share(f"{way.name}: rounding") as advance:
         bits = work.rounded(way, pupil, advance)
     seconds = time.perf_counter() - began
     progress.note(f"{way.name}: {bits:.2f} bits, rounded in {seconds:.0f} s; answering {len(valid)} rows")

@@ -16,6 +16,17 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ.pop("FORCE_COLOR", None)
 
+
+def _own_cores() -> None:
+    """A worker of pytest-xdist keeps to its share of the cores: libraries that spin on the same ones crawl."""
+    number, workers = os.environ.get("PYTEST_XDIST_WORKER", "")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
+    if number and workers and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(number) :: int(workers)] or cores)
+
+
+_own_cores()
+
 # A busy machine must not turn a right answer into a failure, so drawn examples have no deadline.
 settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("house")

@@ -23,6 +23,7 @@ from supertiny.compress.layers import blocks_of, matrices_of
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.progress import Progress
+from supertiny.core.student import Student
 from tests.small_task import examples, small_task
 from tests.tiny_student import open_pupil, weights, write_student
 
@@ -167,6 +168,7 @@ def test_a_student_is_taught_once(student: Path, tmp_path: Path, monkeypatch: py
     task, rows = small_task(), examples("labelled", 8)
     first = taught(task, rows, LEARNER, tmp_path / "runs", QUIET, str(student))
     assert (first / "config.json").is_file()
+    assert Student.open(first).format == "compact"
     assert not list((tmp_path / "runs").glob(".*"))
     monkeypatch.setattr(_compressing, "build", lambda *given: pytest.fail("it was taught again"))
     assert taught(task, rows, LEARNER, tmp_path / "runs", QUIET, str(student)) == first

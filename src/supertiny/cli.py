@@ -63,10 +63,13 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """
     from supertiny.core.methods import own_methods
     from supertiny.core.task import STEPS
-    from supertiny.pipeline import load_recipe
+    from supertiny.pipeline import advice, load_recipe
+    from supertiny.pipeline import check as settings_of
 
     loaded = load_recipe(_recipe_of(recipe), overrides or [])
     print(f"{_recipe_of(recipe)}: no mistakes; its results go to {loaded.folder}")
+    for told in advice(settings_of(loaded)):
+        print(f"  note: {told}")
     for card in own_methods("steps", loaded.task / STEPS).get("steps", {}).values():
         print(f"  {card.name}: a step of the task's own, code of its author, {card.path.name}. {card.summary}".rstrip())
 

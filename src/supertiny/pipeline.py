@@ -63,6 +63,15 @@ def check(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
+def advice(settings: Mapping[str, Any]) -> list[str]:
+    """What is no mistake and yet hardly meant, in settings that `check` has read."""
+    from supertiny.compress.demands import taken_back
+
+    transfer = settings["transfer"]
+    told = taken_back(settings["compress"].steps, transfer.student, transfer.quantization_aware)
+    return [f"compress.steps: {told}"] if told else []
+
+
 def _mistakes_within(sections: Mapping[str, Any], task: Path | None) -> list[UserError]:
     own, errors = _own_steps(task) if task is not None else (None, [])
     return [*errors, *_settings(sections, own)[1]]
@@ -132,6 +141,8 @@ def execute(recipe: Recipe, only: str | None = None, estimate: bool = False, pro
     if only is not None and only not in STAGES:
         raise UserError(f"there is no stage {only!r}", nearest_word(only, STAGES))
     progress = progress or Progress()
+    for told in advice(settings):
+        progress.note(f"note: {told}")
     if estimate:
         from supertiny.prototype.estimate import estimate as say
 

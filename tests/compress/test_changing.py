@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from supertiny.compress.changing import all_matrices, change_by
+from supertiny.compress.changing import all_matrices, change_by, reshaped
 from supertiny.compress.inputs import Inputs
 from supertiny.compress.packed import llama_blocks
 from supertiny.compress.steps import Step, step_of
 from supertiny.core.methods import build, cards
+from supertiny.core.progress import Progress
 from tests.compress.test_layers import calibration, tiny
 
 SEEN = Inputs.of(torch.randn(300, 64, generator=torch.Generator().manual_seed(1)))
@@ -20,6 +23,17 @@ MATRIX = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
 GRIDS = [{"method": name, "zero": zero} for name in ("rtn", "gptq") for zero in ("middle", "integer", "offset")]
 TYPES = [{"method": "gptq", "grid": grid} for grid in ("q4_0", "q4_1", "q5_0", "q8_0")]
 QUANTIZERS: list[Any] = [*sorted(cards("quantizers")), *GRIDS, *TYPES]
+
+
+def test_a_reshaper_that_takes_long_is_seen_to_get_on() -> None:
+    def shown(method: Any) -> str:
+        page = io.StringIO()
+        reshaped(method, tiny(), calibration(), Progress(Console(file=page)), "the cut")
+        return page.getvalue()
+
+    block = {"method": "policy_gradient", "channels": 0.25, "multiple": 8, "steps": 3}
+    assert "the cut: 100 of 100 %" in shown(build("reshapers", block))
+    assert shown(build("reshapers", "keep")) == ""
 
 
 def test_a_quantizer_is_told_of_the_matrices_that_a_pruner_went_over() -> None:

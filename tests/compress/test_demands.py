@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from supertiny.compress import demands
-from supertiny.compress.demands import mistakes
+from supertiny.compress.demands import mistakes, taken_back
+from supertiny.engines._gguf_file import GgufHeader
 from tests.tiny_student import write_student
 
 
@@ -61,3 +63,47 @@ def test_a_model_of_the_catalogue_is_known_by_its_file(tmp_path: Path, monkeypat
     (line,) = told("small", {"method": "gptq", "group": 128})
     assert "groups of 128 do not fill rows of 576 and 1536" in line
     assert "cannot drop 99 of 30 blocks" in told("small", {"method": "drop_blocks", "blocks": 99})[0]
+
+
+def undone(monkeypatch: pytest.MonkeyPatch, stored: str, *steps: Any, learned_on: str = "none") -> str:
+    header = GgufHeader({}, {stored: 210, "F32": 61, "Q8_0": 1}, 0)
+    monkeypatch.setattr(demands, "_header", lambda student: header)
+    return taken_back(steps, "small", learned_on)
+
+
+def file_of(kind: str) -> dict[str, str]:
+    return {"method": "gguf", "type": kind}
+
+
+def test_rounding_to_the_type_of_the_students_own_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = undone(monkeypatch, "Q4_1", file_of("q4_1"))
+    assert line.startswith("gguf in q4_1: small was stored in q4_1")
+    assert line.endswith("q4_0 or q8_0 keeps it")
+    assert undone(monkeypatch, "Q4_0", file_of("q4_0")).endswith("q5_0 or q8_0 keeps it")
+    assert undone(monkeypatch, "Q4_1", file_of("q4_k")), "rows that are too short for q4_k take q4_1"
+    assert undone(monkeypatch, "Q4_1", {"method": "gptq", "grid": "q4_1"}, file_of("q4_1")).startswith("gptq in q4_1")
+
+
+def test_what_does_not_round_to_that_grid_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not undone(monkeypatch, "Q4_1", file_of("q4_0"))
+    assert not undone(monkeypatch, "Q8_0", file_of("q8_0")), "steps of eight bits are as small as what is learned"
+    assert not undone(monkeypatch, "F16", file_of("q4_1"))
+    assert not undone(monkeypatch, "Q4_1", "rotate", file_of("q4_1"))
+    assert not undone(monkeypatch, "Q4_1", {"method": "gptq", "grid": "q4_0"}, file_of("q4_1"))
+    assert not undone(monkeypatch, "Q4_0", file_of("q4_0"), learned_on="q4_0")
+
+
+def test_a_grid_rounds_away_what_was_learned_from_its_own_points() -> None:
+    """The arithmetic behind the advice: small changes of weights that lie on a grid do not leave their points."""
+    drawn = np.random.default_rng(0)
+    stored = gguf.GGMLQuantizationType.Q4_1
+    base = drawn.normal(0, 0.15, (256, 576)).astype(np.float32)
+    base = gguf.quants.dequantize(gguf.quants.quantize(base, stored), stored)
+    learned = drawn.normal(0, 0.0019, base.shape).astype(np.float32)
+
+    def kept(kind: gguf.GGMLQuantizationType) -> float:
+        rounded = gguf.quants.dequantize(gguf.quants.quantize(base + learned, kind), kind)
+        return float(((rounded - base) * learned).sum() / (learned**2).sum())
+
+    assert kept(stored) < 0.2
+    assert kept(gguf.GGMLQuantizationType.Q4_0) > 0.75

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from supertiny.compress.reshapers._task_loss import gated, only_blocks
+from supertiny.compress.reshapers._task_loss import gated, only_blocks, unheard
 from supertiny.compress.reshapers.elastic import Elastic, _depths
 from supertiny.compress.reshapers.learned_masks import LearnedMasks, _chances
 from supertiny.compress.reshapers.policy_gradient import PolicyGradient, _projected
@@ -121,6 +121,6 @@ def _rows_in(rows: torch.Tensor, whole: torch.Tensor) -> list[int]:
 
 def test_elastic_finds_the_blocks_that_do_nothing() -> None:
     batches = calibration()
-    depths = _depths(idle_blocks(tiny(), [0, 2], batches), batches, 3)
+    depths = _depths(idle_blocks(tiny(), [0, 2], batches), batches, 3, unheard)
     assert [len(kept) for kept in depths] == [4, 3, 2, 1]
     assert depths[2] == [1, 3]

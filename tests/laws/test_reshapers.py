@@ -63,6 +63,17 @@ def reshaped(tokenizer: Any) -> Callable[..., Any]:
     return reshape
 
 
+@pytest.mark.parametrize("name", [name for name in RESHAPERS if hasattr(cards("reshapers")[name].load(), "reports")])
+def test_what_takes_long_tells_how_far_it_is(name: str) -> None:
+    settings = {"by": "loss"} if name == "drop_blocks" else {}
+    heard: list[float] = []
+    method = build("reshapers", {"method": name, **SETTINGS.get(name, {}), **settings})
+    method.reshape(tiny(), calibration(), advance=lambda done, of: heard.append(done / of))
+    assert heard == sorted(heard)
+    assert len(set(heard)) > 1
+    assert heard[-1] == 1
+
+
 def for_its_tokenizer(name: str, kind: str, **settings: Any) -> Any:
     """A model that has as many rows as the tokenizer that comes with it has tokens."""
     return tiny(kind=kind, **({"vocab_size": 259} if name == "trim_vocabulary" else {}), **settings)

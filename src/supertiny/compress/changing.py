@@ -1,4 +1,4 @@
-"""Pruners and quantizers over all matrices of a model's blocks; and zeros that stay zeros while a model learns."""
+"""Reshapers, pruners and quantizers over all of a model; and zeros that stay zeros while it learns."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from supertiny.compress.layers import blocks_of, change_matrices, matrices_of
 from supertiny.compress.reshapers._task_loss import mean_loss, with_answers
 from supertiny.compress.steps import Step
 from supertiny.core.errors import UserError, nearest_word
+from supertiny.core.progress import Progress
 from supertiny.training.lessons import Batch
 
 _LOSS_ROWS = 32  # of the calibration, on which a pruner asks what a matrix does to the loss
@@ -23,6 +24,14 @@ def all_matrices(model: Any) -> dict[str, torch.nn.Linear]:
     """The matrices of all blocks by name. Raises UserError for an unknown architecture and quantized layers."""
     places = range(len(blocks_of(model)))
     return {name: layer for place in places for name, layer in matrices_of(model, place).items()}
+
+
+def reshaped(method: Any, model: Any, calibration: Sequence[Batch], progress: Progress, title: str) -> Any:
+    """The model that a reshaper without a tokenizer makes; one that takes long shows how far it is."""
+    if not getattr(method, "reports", False):
+        return method.reshape(model, calibration)
+    with progress.share(title) as advance:
+        return method.reshape(model, calibration, advance=advance)
 
 
 def change_by(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from supertiny.compress.exporters.gguf import SHORTER
 from supertiny.compress.plans import Shape
 from supertiny.compress.steps import name_of, steps_of
 from supertiny.core.errors import UserError
 from supertiny.core.models import catalogue, status, store
-from supertiny.engines._gguf_file import read_header
+from supertiny.engines._gguf_file import GgufHeader, read_header
 
 _SAME_ROWS = ("keep", "drop_blocks", "trim_vocabulary", "awq", "smoothquant", "rotate")  # reshapers that keep lengths
+_MIXING = ("awq", "smoothquant", "rotate", "factorize")  # reshapers after which weights lie on no grid of before
+_COARSE = ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k")
 
 
 def mistakes(blocks: Sequence[Any], student: str) -> list[UserError]:
@@ -43,13 +47,42 @@ def mistakes(blocks: Sequence[Any], student: str) -> list[UserError]:
     return errors
 
 
+def taken_back(blocks: Sequence[Any], student: str, learned_on: str) -> str:
+    """Advice where the student would be rounded to the type of the very file that it starts from; else "".
+
+    Training moves most weights by less than half a step of that grid, and rounding moves them back: of what a student
+    learned from a q4_1 file, 7 % is left in q4_1 and 91 % in q4_0. `learned_on` is the type that it is taught with.
+    """
+    header = _header(student) if not Path(student).is_dir() else None
+    common = Counter(header.tensor_types if header else {}).most_common()
+    types = [kind.lower() for kind, _ in common if kind.lower() in _COARSE]
+    for block, step in zip(blocks, steps_of(blocks), strict=True):
+        if not types or name_of(block) in _MIXING:
+            return ""
+        kind = str(getattr(step.method, "grid", "") or getattr(step.method, "type", ""))
+        if kind != learned_on and types[0] in (kind, SHORTER.get(kind)):
+            other = "q5_0 or q8_0" if types[0] == "q4_0" else "q4_0 or q8_0"
+            told = f"{name_of(block)} in {kind}: {student} was stored in {types[0]}, and rounding to its grid again"
+            return f"{told} undoes most of what the student learns; {other} keeps it"
+        if step.family == "quantizers":
+            return ""
+    return ""
+
+
+def _header(student: str) -> GgufHeader | None:
+    """Of a model of the catalogue; None where it is none, or not here. Raises UserError where the file is broken."""
+    if student not in catalogue() or status(student) not in ("verified", "unverified"):
+        return None
+    return read_header(store() / f"{student}.gguf")
+
+
 def _shape(student: str) -> Shape | None:
     """Of a Hugging Face folder or a model of the catalogue; None where it is not here, or does not say."""
     if (Path(student) / "config.json").is_file():
         return Shape.of(Path(student))
-    if student not in catalogue() or status(student) not in ("verified", "unverified"):
+    header = _header(student)
+    if header is None:
         return None
-    header = read_header(store() / f"{student}.gguf")
     try:
         width, heads, blocks, channels = (
             int(header.metadata[f"{header.architecture}.{key}"])

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from supertiny.compress.answered import FIGURES, PLAIN, Answered, paper_of
-from supertiny.compress.changing import change_by
+from supertiny.compress.changing import change_by, reshaped
 from supertiny.compress.examining import Paper, Room
 from supertiny.compress.exporters.compressed_tensors import CompressedTensors
 from supertiny.compress.exporters.gguf import Gguf
@@ -145,20 +145,14 @@ class _Work:
         rows = None if words else self.settings.calibration_rows
         calibration = recovery.batches(recovery.lessons(pupil, rows), pupil)
         pupil.model.eval()
+        title = title_of(self.settings.steps[number])
         if words:
             pupil.model, pupil.tokenizer = step.method.reshape(pupil.model, calibration, tokenizer=pupil.tokenizer)
         elif step.family == "reshapers":
-            pupil.model = step.method.reshape(pupil.model, calibration)
+            pupil.model = reshaped(step.method, pupil.model, calibration, self.run.progress, title)
         elif not step.trains or (step.family == "pruners" and not self._recovers(step)):
             pruners = [done for done in self.steps[:number] if done.family == "pruners"]
-            title = title_of(self.settings.steps[number])
-            with self.run.progress.task(title, pupil.model.config.num_hidden_layers, "blocks") as tick:
-                told = [0]
-
-                def advance(done: int, of: int) -> None:
-                    tick((done - told[0]) * pupil.model.config.num_hidden_layers / of)
-                    told[0] = done
-
+            with self.run.progress.share(title, pupil.model.config.num_hidden_layers, "blocks") as advance:
                 change_by(step, pupil.model, calibration, self.run.seed, pruners, advance)
         elif not self._recovers(step):
             with trained_through(step, pupil.model, self.run.seed):

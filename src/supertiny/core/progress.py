@@ -43,6 +43,19 @@ class Progress:
         else:
             yield self._plain(title, total, unit)
 
+    @contextmanager
+    def share(self, title: str, total: float = 100.0, unit: str = "%") -> Iterator[Callable[[float, float], None]]:
+        """Gives a function to call with (done, of), in whatever the work counts; shown as a share of the total."""
+        shown = 0.0
+        with self.task(title, total, unit) as tick:
+
+            def advance(done: float, of: float) -> None:
+                nonlocal shown
+                tick(total * done / of - shown)
+                shown = total * done / of
+
+            yield advance
+
     def _bars(self) -> Bars:
         return Bars(
             SpinnerColumn(),

@@ -165,7 +165,7 @@ class Adapter(Protocol):
 class Reshaper(Protocol):
     """A Hugging Face model and training.lessons.Batch to look at in, a smaller model out, still stock.
 
-    One whose `needs` has "tokenizer" gets it as a keyword and gives (model, tokenizer).
+    One that `needs` "tokenizer" gets it by name and gives (model, tokenizer); `reports = True` gets advance(done, of).
     """
 
     def reshape(self, model: Any, calibration: Sequence[Any]) -> Any: ...

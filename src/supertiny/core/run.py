@@ -21,6 +21,7 @@ from supertiny import __version__
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, write_json, write_text
 from supertiny.core.ledger import Ledger
+from supertiny.core.machine import processor_name, usable_cores
 from supertiny.core.progress import Progress
 from supertiny.core.recipe import Recipe
 from supertiny.core.task import Task
@@ -78,7 +79,7 @@ class Run:
         manifest.update(
             supertiny=__version__,
             python=platform.python_version(),
-            machine={"processor": processor_name(), "cores": os.cpu_count()},
+            machine={"processor": processor_name(), "cores": usable_cores()},
             versions=package_versions(),
             seed=self.seed,
             task={"name": self.task.name, "hash": self.task.hash},
@@ -176,12 +177,3 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from supertiny.core.errors import UserError
+from supertiny.core.machine import usable_cores
 from supertiny.core.protocols import Done
 from supertiny.core.records import Completion, Grammar, Price, Prompt, Sampling, TokenScores
 from supertiny.engines._families import family_of
@@ -49,7 +49,7 @@ class LlamaEngine:
         self.name = name
         self.bytes = path.stat().st_size
         self.price = Price(dollars_per_hour=settings.dollars_per_hour)
-        threads = settings.threads or os.cpu_count() or 1
+        threads = settings.threads or usable_cores()
         self._model = LlamaModel(
             path, metadata, settings.context_tokens, settings.batch_tokens, settings.max_batch + 1, threads
         )

@@ -30,7 +30,7 @@ class LlamaCpp:
     batch_tokens: Annotated[int, Field(ge=1)] = 512
     """Tokens of one forward pass, over all prompts."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Processor threads; 0 takes what the machine has."""
+    """Processor threads; 0 takes all cores that the process may use."""
     dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine."""
 

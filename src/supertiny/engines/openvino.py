@@ -33,7 +33,7 @@ class OpenVino:
     batch_tokens: Annotated[int, Field(ge=1)] = 512
     """Tokens of one forward pass, over all prompts."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Processor threads; 0 takes what the machine has."""
+    """Processor threads; 0 takes all cores that the process may use."""
     precision: Literal["fast", "float32"] = "fast"
     """`fast`: bf16 where the processor has it, with 8-bit activations; `float32` is for comparisons."""
     dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,12 +22,26 @@ def with_answers(calibration: Sequence[Batch], method: str, model: Any) -> list[
     return found
 
 
-def drawn(batches: Sequence[Batch], steps: int, seed: int) -> Iterator[Batch]:
+Advance = Callable[[float, float], None]
+"""Is told (done, of) while a method works, in whatever it counts."""
+
+
+def unheard(done: float, of: float) -> None:
+    """For callers that do not want to know."""
+
+
+def part_of(advance: Advance, start: float, end: float) -> Advance:
+    """Of work that goes from one share of the whole to another."""
+    return lambda done, of: advance(start + (end - start) * done / of, 1.0)
+
+
+def drawn(batches: Sequence[Batch], steps: int, seed: int, advance: Advance = unheard) -> Iterator[Batch]:
     """`steps` batches: all of them in random order, again and again."""
     generator, left = random.Random(seed), list[Batch]()
-    for _ in range(steps):
+    for step in range(steps):
         left = left or generator.sample(list(batches), len(batches))
         yield left.pop()
+        advance(step + 1, steps)
 
 
 def answer_logits(model: Any, batch: Batch) -> torch.Tensor:

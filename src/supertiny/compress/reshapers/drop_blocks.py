@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from supertiny.compress.reshapers._cutting import blocks_of, keep_blocks
-from supertiny.compress.reshapers._task_loss import mean_loss, only_blocks, with_answers
+from supertiny.compress.reshapers._task_loss import Advance, mean_loss, only_blocks, unheard, with_answers
 from supertiny.core.errors import UserError
 from supertiny.training.lessons import Batch
 
@@ -35,8 +35,9 @@ class DropBlocks:
     slower by as many passes as blocks times blocks dropped."""
 
     needs = ("calibration",)
+    reports = True
 
-    def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
+    def reshape(self, model: Any, calibration: Sequence[Batch], advance: Advance = unheard) -> Any:
         """The model with fewer blocks. Raises UserError where none would stay, or it is built strangely."""
         total = len(blocks_of(model, "drop_blocks"))
         count = round(self.share * total) if self.blocks is None else self.blocks
@@ -49,7 +50,7 @@ class DropBlocks:
             weakest = _influences(model, batches).argsort(stable=True)[:count].tolist()
             keep_blocks(model, [place for place in range(total) if place not in weakest])
         else:
-            keep_blocks(model, _cheapest(model, batches, count))
+            keep_blocks(model, _cheapest(model, batches, count, advance))
         return model
 
 
@@ -80,13 +81,16 @@ def _influences(model: Any, batches: Sequence[Batch]) -> torch.Tensor:
     return total / sum(len(batch.targets) for batch in batches)
 
 
-def _cheapest(model: Any, batches: Sequence[Batch], count: int) -> list[int]:
+def _cheapest(model: Any, batches: Sequence[Batch], count: int, advance: Advance) -> list[int]:
     """Places of the blocks that stay when, `count` times, the one goes without which the loss is least."""
     left = list(range(len(model.base_model.layers)))
+    tried, tries = 0, sum(len(left) - gone for gone in range(count))
     for _ in range(count):
         losses = []
         for place in left:
             with only_blocks(model, [other for other in left if other != place]):
                 losses.append(mean_loss(model, batches))
+            tried += 1
+            advance(tried, tries)
         del left[losses.index(min(losses))]
     return left

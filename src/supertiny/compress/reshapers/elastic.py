@@ -21,7 +21,17 @@ from pydantic import Field
 
 from supertiny.compress.reshapers._cutting import blocks_of, cut, keep_blocks, kept_counts, strongest
 from supertiny.compress.reshapers._importance import importance
-from supertiny.compress.reshapers._task_loss import answer_logits, drawn, gated, mean_loss, only_blocks, with_answers
+from supertiny.compress.reshapers._task_loss import (
+    Advance,
+    answer_logits,
+    drawn,
+    gated,
+    mean_loss,
+    only_blocks,
+    part_of,
+    unheard,
+    with_answers,
+)
 from supertiny.core.errors import UserError
 from supertiny.training.lessons import Batch
 from supertiny.training.loop import Plan, learning_rate_at
@@ -62,12 +72,19 @@ class Elastic:
     """Of the shapes that are drawn and of the order of batches."""
 
     needs = ("calibration",)
+    reports = True
 
-    def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
+    def reshape(self, model: Any, calibration: Sequence[Batch], advance: Advance = unheard) -> Any:
         """The model in the asked shape. Raises UserError where that cannot be had."""
-        return self.cut_out(model, calibration, [(self.blocks, self.channels)])[0]
+        return self.cut_out(model, calibration, [(self.blocks, self.channels)], advance)[0]
 
-    def cut_out(self, model: Any, calibration: Sequence[Batch], shapes: Sequence[tuple[float, float]]) -> list[Any]:
+    def cut_out(
+        self,
+        model: Any,
+        calibration: Sequence[Batch],
+        shapes: Sequence[tuple[float, float]],
+        advance: Advance = unheard,
+    ) -> list[Any]:
         """One model per shape, (share of blocks, share of channels) that goes, all of one training of `model`."""
         total = len(blocks_of(model, "elastic"))
         sizes = [(round(blocks * total), self._channels(model, channels)) for blocks, channels in shapes]
@@ -76,8 +93,8 @@ class Elastic:
             raise UserError(f"elastic: cannot drop {dropped} of {total} blocks", "leave at least one")
         batches = with_answers(calibration, "elastic", model)
         scores = importance(model, batches, "channels", "fluctuation")
-        nest = _Nest(_depths(model, batches, dropped), scores)
-        self._train(model, batches, nest, min(channels for _, channels in sizes))
+        nest = _Nest(_depths(model, batches, dropped, part_of(advance, 0, 0.5)), scores)
+        self._train(model, batches, nest, min(channels for _, channels in sizes), part_of(advance, 0.5, 1))
         cuts = [model if len(sizes) == 1 else copy.deepcopy(model) for _ in sizes]
         for made, (count, channels) in zip(cuts, sizes, strict=True):
             keep_blocks(made, nest.depths[count])
@@ -88,14 +105,14 @@ class Elastic:
         counts, _ = kept_counts(model, "elastic", share, 0.0, self.multiple)
         return counts.get("channels", int(model.config.intermediate_size))
 
-    def _train(self, model: Any, batches: Sequence[Batch], nest: _Nest, fewest: int) -> None:
+    def _train(self, model: Any, batches: Sequence[Batch], nest: _Nest, fewest: int, advance: Advance) -> None:
         plan = Plan(self.learning_rate, passes=1, rows=1, seed=self.seed)
         optimiser = Optimiser(list(model.parameters()), plan.learning_rate)
         generator = random.Random(self.seed)
         most = nest.scores.shape[1]
         widths = [most - (most - fewest) * place // (_WIDTHS - 1) for place in range(_WIDTHS)]
         with torch.enable_grad():
-            for step, batch in enumerate(drawn(batches, self.steps, self.seed)):
+            for step, batch in enumerate(drawn(batches, self.steps, self.seed, advance)):
                 logits = answer_logits(model, batch)
                 whole = torch.nn.functional.cross_entropy(logits, batch.targets)
                 whole.backward()  # type: ignore[no-untyped-call]
@@ -110,7 +127,7 @@ class Elastic:
                     raise UserError(f"elastic: the loss is not finite at step {step + 1}", "lower the learning rate")
 
 
-def _depths(model: Any, batches: Sequence[Batch], most: int) -> list[list[int]]:
+def _depths(model: Any, batches: Sequence[Batch], most: int, advance: Advance) -> list[list[int]]:
     """Places of the blocks that stay for 0 to `most` dropped ones, by dynamic programming from the last to the first.
 
     best[m] is the best way found so far to drop m of the blocks that were looked at; a block that is looked at joins
@@ -118,7 +135,7 @@ def _depths(model: Any, batches: Sequence[Batch], most: int) -> list[list[int]]:
     """
     total = len(model.base_model.layers)
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-    for place in reversed(range(total)):
+    for looked, place in enumerate(reversed(range(total)), 1):
         found = dict(best)
         for count in range(1, most + 1):
             if count - 1 not in best:
@@ -129,4 +146,5 @@ def _depths(model: Any, batches: Sequence[Batch], most: int) -> list[list[int]]:
             if count not in found or loss < found[count][0]:
                 found[count] = (loss, dropped)
         best = found
+        advance(looked, total)
     return [[place for place in range(total) if place not in best[count][1]] for count in range(most + 1)]

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from supertiny.compress.reshapers._cutting import Kind, cut, head_counts, kept_counts
-from supertiny.compress.reshapers._task_loss import answer_loss, drawn, gated, with_answers
+from supertiny.compress.reshapers._task_loss import Advance, answer_loss, drawn, gated, unheard, with_answers
 from supertiny.training.lessons import Batch
 
 Gates = dict[Kind, torch.Tensor]
@@ -50,13 +50,14 @@ class LearnedMasks:
     """Of the adapter, of the gates that are drawn and of the order of batches."""
 
     needs = ("calibration",)
+    reports = True
 
-    def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
+    def reshape(self, model: Any, calibration: Sequence[Batch], advance: Advance = unheard) -> Any:
         """The model with the gates that stayed open merged into it. Raises UserError where a share cannot be had."""
         counts, _ = kept_counts(model, "learned_masks", self.channels, self.heads, self.multiple)
         if not counts:
             return model
-        gates = self._learned(model, with_answers(calibration, "learned_masks", model), counts)
+        gates = self._learned(model, with_answers(calibration, "learned_masks", model), counts, advance)
         for kind, logits in gates.items():
             for block, row in zip(model.base_model.layers, _stretched(logits / _HEAT * _SHARPEN), strict=True):
                 part = block.mlp.down_proj if kind == "channels" else block.self_attn.o_proj
@@ -64,7 +65,7 @@ class LearnedMasks:
         cut(model, gates, counts)
         return model
 
-    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int]) -> Gates:
+    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance) -> Gates:
         """The gates' logits (blocks, units); the adapter is merged into the model."""
         generator = torch.Generator().manual_seed(self.seed)
         units = {"channels": model.config.intermediate_size, "heads": head_counts(model)[1]}
@@ -76,7 +77,7 @@ class LearnedMasks:
                 [{"params": list(gates.values()), "lr": self.gate_rate}, {"params": adapter, "lr": self.learning_rate}]
             )
             up = torch.optim.Adam(prices, lr=self.gate_rate, maximize=True)
-            for step, batch in enumerate(drawn(batches, self.steps, self.seed)):
+            for step, batch in enumerate(drawn(batches, self.steps, self.seed, advance)):
                 along = min(1.0, 2 * (step + 1) / self.steps)
                 with gated(model, {kind: _drawn_gates(logits, generator) for kind, logits in gates.items()}):
                     loss = answer_loss(model, batch)

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from supertiny.compress.reshapers._cutting import Kind, cut, kept_counts
 from supertiny.compress.reshapers._importance import importance
-from supertiny.compress.reshapers._task_loss import answer_loss, drawn, gated, with_answers
+from supertiny.compress.reshapers._task_loss import Advance, answer_loss, drawn, gated, unheard, with_answers
 from supertiny.training.lessons import Batch
 
 Chances = dict[Kind, torch.Tensor]
@@ -49,16 +49,18 @@ class PolicyGradient:
     """Of the masks and of the order of batches."""
 
     needs = ("calibration",)
+    reports = True
 
-    def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
+    def reshape(self, model: Any, calibration: Sequence[Batch], advance: Advance = unheard) -> Any:
         """The model with the likeliest units. Raises UserError where a share cannot be had."""
         counts, _ = kept_counts(model, "policy_gradient", self.channels, self.heads, self.multiple)
         if counts:
-            cut(model, self._learned(model, with_answers(calibration, "policy_gradient", model), counts), counts)
+            batches = with_answers(calibration, "policy_gradient", model)
+            cut(model, self._learned(model, batches, counts, advance), counts)
         return model
 
     @torch.inference_mode()
-    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int]) -> Chances:
+    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance) -> Chances:
         generator = torch.Generator().manual_seed(self.seed)
         chances: Chances = {}
         for kind, count in counts.items():
@@ -68,7 +70,7 @@ class PolicyGradient:
             spread = (logs - logs.mean(1, keepdim=True)) / logs.std(1, keepdim=True).clamp_min(1e-6)
             chances[kind] = _projected(spread.sigmoid() if self.start == "activation" else spread * 0 + 0.5, count)
         size = 0.0
-        for step, batch in enumerate(drawn(batches, self.steps, self.seed)):
+        for step, batch in enumerate(drawn(batches, self.steps, self.seed, advance)):
             masks = [
                 {k: torch.bernoulli(c, generator=generator) for k, c in chances.items()} for _ in range(self.masks)
             ]
