@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,23 @@ os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ.pop("FORCE_COLOR", None)
 
 
-def _own_cores() -> None:
-    """A worker of pytest-xdist keeps to its share of the cores: libraries that spin on the same ones crawl."""
+def _own_cores() -> set[int]:
+    """A worker of pytest-xdist keeps to its share of the cores: libraries that spin on the same ones crawl.
+
+    Gives all cores, or none where processes cannot be pinned.
+    """
     number, workers = os.environ.get("PYTEST_XDIST_WORKER", "")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
-    if number and workers and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[int(number) :: int(workers)] or cores)
+    if not hasattr(os, "sched_setaffinity"):
+        if workers:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        return set()
+    cores = os.sched_getaffinity(0)
+    if workers:
+        os.sched_setaffinity(0, sorted(cores)[int(number) % int(workers) :: int(workers)] or cores)
+    return cores
 
 
-_own_cores()
+_ALL_CORES = _own_cores()
 
 # A busy machine must not turn a right answer into a failure, so drawn examples have no deadline.
 settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
@@ -53,6 +62,17 @@ TEXTS = {
     "valid": ["cellar: off", "no more light among the flowers"],
     "test": ["I want to read in the kitchen", "we leave the basement now"],
 }
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For processes of a test that wait for each other, and more for a clock."""
+    own = os.sched_getaffinity(0) if _ALL_CORES else set()
+    if _ALL_CORES:
+        os.sched_setaffinity(0, _ALL_CORES)
+    yield
+    if _ALL_CORES:
+        os.sched_setaffinity(0, own)
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from supertiny.core.machine import processor_name, usable_cores
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not pin processes")
 
 
@@ -25,8 +27,15 @@ def test_the_processor_has_a_name() -> None:
     assert processor_name()
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all cores")
-def test_two_workers_do_not_share_a_core() -> None:
-    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    if (os.cpu_count() or 1) >= workers > 1:
-        assert usable_cores() < (os.cpu_count() or 1)
+def test_two_workers_do_not_share_a_core(all_cores: None) -> None:
+    every = usable_cores()
+    program = "import tests.conftest, os; print(*os.sched_getaffinity(0))"
+    seen = []
+    for number in range(2):
+        worker = {**os.environ, "PYTEST_XDIST_WORKER": f"gw{number}", "PYTEST_XDIST_WORKER_COUNT": "2"}
+        told = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=worker, cwd=ROOT
+        )
+        seen.append(set(told.stdout.split()))
+    assert every < 2 or not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == every

@@ -5,8 +5,9 @@ import pytest
 from benchmarks._estimating import WRONG_EVERY, estimate_errors
 from benchmarks.faults import enough, faulty_run, server_of, throughput
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
-@pytest.mark.slow
+
 def test_killed_at_random_moments_nothing_is_lost_or_paid_twice():
     seen = faulty_run(120, kills=4, seed=3, budget=enough(120, kills=4), honours=True)
     assert (seen["kills"], seen["stopped"]) == (4, False)
@@ -16,7 +17,6 @@ def test_killed_at_random_moments_nothing_is_lost_or_paid_twice():
     assert seen["used"]["dollars"] <= seen["told"]["dollars"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("budget", [{"dollars": 0.2}, {"tokens": 7000}, {"minutes": 0.1}])
 def test_killed_and_billed_again_a_budget_ends_the_run_and_holds(budget):
     seen = faulty_run(300, kills=2, seed=4, budget=budget, honours=False)
@@ -30,14 +30,12 @@ def test_killed_and_billed_again_a_budget_ends_the_run_and_holds(budget):
         assert seen["used"][kind] <= seen["told"][kind]
 
 
-@pytest.mark.slow
 def test_a_server_without_faults_is_kept_busy():
     share, client_seconds = throughput(192, delay_seconds=1.0)
     assert 0.5 < share <= 1
     assert client_seconds < 0.05
 
 
-@pytest.mark.slow
 def test_an_estimate_of_the_default_steps_is_near_what_is_spent(tmp_path):
     with server_of({"wrong_every": WRONG_EVERY}) as url:
         found = estimate_errors(url, tmp_path, requests=300)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from supertiny.compress.exporters.gguf import SHORTER
 from supertiny.compress.plans import Shape
+from supertiny.compress.settings import Settings
 from supertiny.compress.steps import name_of, steps_of
 from supertiny.core.errors import UserError
 from supertiny.core.models import catalogue, status, store
@@ -16,7 +16,11 @@ from supertiny.engines._gguf_file import GgufHeader, read_header
 
 _SAME_ROWS = ("keep", "drop_blocks", "trim_vocabulary", "awq", "smoothquant", "rotate")  # reshapers that keep lengths
 _MIXING = ("awq", "smoothquant", "rotate", "factorize")  # reshapers after which weights lie on no grid of before
-_COARSE = ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k")
+# By the type that weights were stored in: types that leave less than a third of small changes to them.
+_UNDOING = {
+    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k", "q5_k"), "q4_k": ("q4_k", "q5_k"),
+    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k",),
+}  # fmt: skip
 
 
 def mistakes(blocks: Sequence[Any], student: str) -> list[UserError]:
@@ -47,26 +51,32 @@ def mistakes(blocks: Sequence[Any], student: str) -> list[UserError]:
     return errors
 
 
-def taken_back(blocks: Sequence[Any], student: str, learned_on: str) -> str:
-    """Advice where the student would be rounded to the type of the very file that it starts from; else "".
+def taken_back(settings: Settings, student: str, learned_on: str) -> str:
+    """Advice where rounding would undo what the student learns, as it starts from a file of such a grid; else "".
 
-    Training moves most weights by less than half a step of that grid, and rounding moves them back: of what a student
-    learned from a q4_1 file, 7 % is left in q4_1 and 91 % in q4_0. `learned_on` is the type that it is taught with.
+    Training moves most weights by less than half a step of the grid that they were stored on, and rounding moves them
+    back: of what a student learned from a q4_1 file, 7 % is left in q4_1 and 91 % in q4_0. `learned_on` is the type
+    that it is taught with. Raises UserError where its file is broken.
     """
-    header = _header(student) if not Path(student).is_dir() else None
-    common = Counter(header.tensor_types if header else {}).most_common()
-    types = [kind.lower() for kind, _ in common if kind.lower() in _COARSE]
-    for block, step in zip(blocks, steps_of(blocks), strict=True):
-        if not types or name_of(block) in _MIXING:
+    shrinks = False
+    for block, step in zip(settings.steps, steps_of(settings.steps), strict=True):
+        if name_of(block) in _MIXING:
             return ""
-        kind = str(getattr(step.method, "grid", "") or getattr(step.method, "type", ""))
-        if kind != learned_on and types[0] in (kind, SHORTER.get(kind)):
-            other = "q5_0 or q8_0" if types[0] == "q4_0" else "q4_0 or q8_0"
-            told = f"{name_of(block)} in {kind}: {student} was stored in {types[0]}, and rounding to its grid again"
-            return f"{told} undoes most of what the student learns; {other} keeps it"
-        if step.family == "quantizers":
-            return ""
-    return ""
+        if step.family in ("quantizers", "exporters"):
+            break
+        shrinks |= "tokenizer" not in step.needs
+    kind = str(getattr(step.method, "grid", "") or getattr(step.method, "type", ""))
+    taught = shrinks and step.family == "exporters" and settings.recovery and settings.quantization_aware
+    known = any(kind in undone for undone in _UNDOING.values()) and not getattr(step.method, "types", None)
+    header = _header(student) if known and not taught and kind != learned_on else None
+    kinds = Counter(header.tensor_types if header else {})
+    stored = max(kinds, key=lambda name: (name != "F32", kinds[name]), default="").lower()
+    if kind not in _UNDOING.get(stored, ()):
+        return ""
+    told = (
+        f"{kind} undoes most of what the student learns: {student} was stored in {stored}, and weights that moved less"
+    )
+    return f"{told} than half a step go back; {'q4_1' if stored == 'q4_0' else 'q4_0'} or q8_0 keeps what is learned"
 
 
 def _header(student: str) -> GgufHeader | None:

@@ -17,7 +17,7 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: fewer than the machine's in a container or under taskset."""
+    """Cores that this process may run on: fewer than the machine's where some are set apart (taskset, cpusets)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -25,7 +25,7 @@ _BITS = {"q4_0": 4.5, "q4_k": 4.5, "q4_1": 5, "q5_0": 5.5, "q5_k": 5.5, "q5_1": 
 _BITS |= {"f16": 16, "bf16": 16}
 _FILE_TYPES = {"q4_0": 2, "q4_k": 15, "q4_1": 3, "q5_0": 8, "q5_k": 17, "q5_1": 9, "q6_k": 18, "q8_0": 7}
 _FILE_TYPES |= {"f16": 1, "bf16": 32}
-SHORTER = {"q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}
+_SHORTER = {"q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}
 _LADDER: tuple[Type, ...] = ("q4_0", "q4_1", "q8_0", "f16")  # types that every runtime opens
 _OUTER = ("token_embd.weight", "output.weight")
 
@@ -103,7 +103,7 @@ class Gguf:
             return "f32"
         kind: str = own or (max(self.type, self.embedding, key=_BITS.__getitem__) if key in _OUTER else self.type)
         if tensor.shape[-1] % 256:
-            kind = SHORTER.get(kind, kind)
+            kind = _SHORTER.get(kind, kind)
         return kind if tensor.shape[-1] % 32 == 0 or kind == "bf16" else "f16"
 
 

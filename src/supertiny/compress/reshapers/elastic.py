@@ -95,6 +95,7 @@ class Elastic:
         scores = importance(model, batches, "channels", "fluctuation")
         nest = _Nest(_depths(model, batches, dropped, part_of(advance, 0, 0.5)), scores)
         self._train(model, batches, nest, min(channels for _, channels in sizes), part_of(advance, 0.5, 1))
+        advance(1.0, 1.0)  # also where nothing was to be trained
         cuts = [model if len(sizes) == 1 else copy.deepcopy(model) for _ in sizes]
         for made, (count, channels) in zip(cuts, sizes, strict=True):
             keep_blocks(made, nest.depths[count])
