@@ -79,11 +79,7 @@ class Elastic:
         return self.cut_out(model, calibration, [(self.blocks, self.channels)], advance)[0]
 
     def cut_out(
-        self,
-        model: Any,
-        calibration: Sequence[Batch],
-        shapes: Sequence[tuple[float, float]],
-        advance: Advance = unheard,
+        self, model: Any, batches: Sequence[Batch], shapes: Sequence[tuple[float, float]], advance: Advance = unheard
     ) -> list[Any]:
         """One model per shape, (share of blocks, share of channels) that goes, all of one training of `model`."""
         total = len(blocks_of(model, "elastic"))
@@ -91,7 +87,7 @@ class Elastic:
         dropped = max(count for count, _ in sizes)
         if dropped >= total:
             raise UserError(f"elastic: cannot drop {dropped} of {total} blocks", "leave at least one")
-        batches = with_answers(calibration, "elastic", model)
+        batches = with_answers(batches, "elastic", model)
         scores = importance(model, batches, "channels", "fluctuation")
         nest = _Nest(_depths(model, batches, dropped, part_of(advance, 0, 0.5)), scores)
         self._train(model, batches, nest, min(channels for _, channels in sizes), part_of(advance, 0.5, 1))

@@ -65,7 +65,9 @@ class LearnedMasks:
         cut(model, gates, counts)
         return model
 
-    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance) -> Gates:
+    def _learned(
+        self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance = unheard
+    ) -> Gates:
         """The gates' logits (blocks, units); the adapter is merged into the model."""
         generator = torch.Generator().manual_seed(self.seed)
         units = {"channels": model.config.intermediate_size, "heads": head_counts(model)[1]}

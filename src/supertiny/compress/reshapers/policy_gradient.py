@@ -60,7 +60,9 @@ class PolicyGradient:
         return model
 
     @torch.inference_mode()
-    def _learned(self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance) -> Chances:
+    def _learned(
+        self, model: Any, batches: Sequence[Batch], counts: Mapping[Kind, int], advance: Advance = unheard
+    ) -> Chances:
         generator = torch.Generator().manual_seed(self.seed)
         chances: Chances = {}
         for kind, count in counts.items():
