@@ -77,7 +77,7 @@ fast: setup
 
 test: check models .venv/.llama_cpp ## everything: check, then the tests that need models or time
 	@echo "test: with models"
-	@$(BIN)/pytest -q -m "model or slow" -n 2 --dist loadscope --durations=15
+	@$(BIN)/pytest -q -m "model or slow" -n 2 --dist loadscope
 
 benchmarks: models .venv/.llama_cpp ## set up for .venv/bin/python -m benchmarks.NAME, and list them
 	@ls benchmarks/*.py | sed -n 's#benchmarks/\([a-z].*\)\.py#  .venv/bin/python -m benchmarks.\1 [--quick] [--json FILE]#p'
