@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from supertiny import __version__, cli, method_pages, pipeline
+from supertiny.compress import demands
 from supertiny.core import models
 from supertiny.core.errors import UserError, UserErrors
 from supertiny.core.files import write_json
@@ -295,6 +296,18 @@ def test_check_names_steps_that_the_engine_cannot_serve(typed: Any, tmp_path: Pa
     assert address.startswith("error: prototype.engine: engines.openai.base_url: not an address: 'localhost:1'")
     assert route.startswith("error: prototype.steps.0: route needs log-probabilities of given texts (token_scores)")
     assert judge.startswith("error: prototype.steps.2: judge has no guidelines to judge by (write them into")
+
+
+def test_check_and_run_tell_what_is_hardly_meant(
+    typed: Any, tmp_path: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(demands, "taken_back", lambda own, student, grid: asked.append((student, grid)) or "it is lost")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"task: {task_folder}\ntransfer: {{quantization_aware: q4_0}}\n", encoding="utf-8")
+    assert "  note: compress.steps: it is lost\n" in typed("check", recipe)[1]
+    assert "note: compress.steps: it is lost" in typed("run", recipe, "--estimate")[2]
+    assert set(asked) == {("smollm2-135m-instruct-q4_1", "q4_0")}
 
 
 def test_methods_lists_each_family_with_its_methods(typed: Any) -> None:
