@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from supertiny.compress.inputs import Inputs
-from supertiny.compress.packed import load_packed, save_packed
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build, cards
 
@@ -100,16 +99,6 @@ def test_packed_bytes_are_what_the_formula_says(variant: Any, tmp_path: Path) ->
     expected = code * 12 * 128 / 8 + scales * 12 * (128 / (quantizer.group or 128)) / 8
     expected += 2 * 12 if getattr(quantizer, "bias", 0) else 0
     assert packed.bytes == math.ceil(expected)
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_what_is_saved_is_read_back(variant: Any, tmp_path: Path) -> None:
-    packed = build("quantizers", variant).quantize(matrix(), inputs())
-    save_packed(tmp_path / "packed.safetensors", {"a.b": packed, "c": packed})
-    back = load_packed(tmp_path / "packed.safetensors")
-    assert set(back) == {"a.b", "c"}
-    assert torch.equal(back["a.b"].restored(), packed.restored())
-    assert back["c"].bytes == packed.bytes
 
 
 @pytest.mark.parametrize("variant", CALIBRATED, ids=str)

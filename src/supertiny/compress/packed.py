@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-from supertiny.core.errors import UserError
-from supertiny.core.files import written_whole
 
 LEVELS: Mapping[str, tuple[float, ...]] = {
     # Quantiles of the normal distribution as bitsandbytes rounds them: 8 below zero, zero, 7 above.
@@ -126,41 +119,6 @@ def llama_blocks(type: str, codes: torch.Tensor, scale: torch.Tensor, offset: to
     nibbles = whole & 15
     blocks = np.concatenate([*halves, nibbles[:, :16] | nibbles[:, 16:] << 4], axis=1)
     return torch.from_numpy(blocks).to(codes.device)
-
-
-def save_packed(path: Path, matrices: Mapping[str, Packed]) -> None:
-    """One safetensors file of packed matrices by name."""
-    # Copies: safetensors refuses tensors that share memory, as those of tied matrices do.
-    tensors = {f"{name}:{part}": t.clone() for name, m in matrices.items() for part, t in m.tensors.items()}
-    cards = {
-        name: {"kind": m.kind, "shape": list(m.shape), "dtype": m.dtype, "settings": dict(m.settings)}
-        for name, m in matrices.items()
-    }
-    with written_whole(path) as beside:
-        try:
-            save_file(tensors, beside, {"packed": json.dumps(cards)})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}", "free some disk space or check rights") from error
-
-
-def load_packed(path: Path) -> dict[str, Packed]:
-    """What `save_packed` wrote. Raises UserError where the file is not that: truncated, foreign or made to harm."""
-    try:
-        with safe_open(path, "pt") as file:
-            cards = json.loads((file.metadata() or {})["packed"])
-            names = list(file.keys())
-            parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in cards}
-            for key in names:
-                name, _, part = key.rpartition(":")
-                parts[name][part] = file.get_tensor(key)
-        return {
-            name: Packed(card["kind"], tuple(card["shape"]), card["dtype"], card["settings"], parts[name])
-            for name, card in cards.items()
-        }
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} holds no packed matrices: {type(error).__name__}: {error}", "make it again") from None
 
 
 def _layout(packed: Packed) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 _PLAIN_EVERY_SECONDS = 15.0
+_ALIVE_EVERY_SECONDS = 60.0  # of work that counts nothing for so long
 
 
 class Progress:
-    """Progress of a run. Where the output is no terminal, a line is printed every 15 seconds instead of a bar."""
+    """Progress of a run. Where the output is no terminal, lines and no bar: each 15 seconds, or 60 if nothing moves."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True)
@@ -41,7 +43,8 @@ class Progress:
                 line = bars.add_task(title, total=total, unit=unit)
                 yield lambda count: bars.advance(line, count)
         else:
-            yield self._plain(title, total, unit)
+            with self._plain(title, total, unit) as advance:
+                yield advance
 
     @contextmanager
     def share(self, title: str, total: float = 100.0, unit: str = "%") -> Iterator[Callable[[float, float], None]]:
@@ -69,22 +72,45 @@ class Progress:
             console=self.console,
         )
 
-    def _plain(self, title: str, total: float, unit: str) -> Callable[[float], None]:
+    @contextmanager
+    def _plain(self, title: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
         began = last = time.monotonic()
         count = 0.0
         first: tuple[float, float] | None = None  # the first units also warm up: the pace is counted from their end
 
-        def advance(step: float) -> None:
-            nonlocal count, last, first
-            before, count = count, count + step
+        def tell(silence: float) -> None:
+            nonlocal last
             now = time.monotonic()
-            first = first or (now, count)
-            ended = before < total <= count  # totals may be estimates: what comes after is told every 15 seconds too
-            if now - last < _PLAIN_EVERY_SECONDS and not ended:
-                return
-            last = now
-            pace = (now - first[0]) / (count - first[1]) if count > first[1] else None
-            left = f", about {pace * max(0.0, total - count):.0f} s left" if pace is not None else ""
-            self.note(f"  {title}: {count:.0f} of {total:.0f} {unit}, {now - began:.0f} s{left}")
+            if now - last >= silence:
+                last = now
+                pace = (now - first[0]) / (count - first[1]) if first and count > first[1] else None
+                left = f", about {pace * max(0.0, total - count):.0f} s left" if pace is not None else ""
+                self.note(f"  {title}: {count:.0f} of {total:.0f} {unit}, {now - began:.0f} s{left}")
 
-        return advance
+        def advance(step: float) -> None:
+            nonlocal count, first
+            before, count = count, count + step
+            first = first or (time.monotonic(), count)
+            ended = before < total <= count  # totals may be estimates: what comes after is told every 15 seconds too
+            tell(0.0 if ended else _PLAIN_EVERY_SECONDS)
+
+        with every(_PLAIN_EVERY_SECONDS, lambda: tell(_ALIVE_EVERY_SECONDS)):
+            yield advance
+
+
+@contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` each so many seconds, in a thread, while the block lasts."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

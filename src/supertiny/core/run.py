@@ -6,7 +6,6 @@ import fcntl
 import os
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from supertiny.core.errors import UserError
 from supertiny.core.files import read_json, write_json, write_text
 from supertiny.core.ledger import Ledger
 from supertiny.core.machine import processor_name, usable_cores
-from supertiny.core.progress import Progress
+from supertiny.core.progress import Progress, every
 from supertiny.core.recipe import Recipe
 from supertiny.core.task import Task
 
@@ -100,23 +99,16 @@ def _clock(path: Path) -> Iterator[Callable[[], float]]:
     began = time.perf_counter()
     with suppress(OSError, ValueError):
         began -= float(path.read_text())
-    ended = threading.Event()
 
     def spent() -> float:
         return time.perf_counter() - began
 
-    def tick() -> None:
-        while not ended.wait(_CLOCK_SECONDS):
-            with suppress(OSError):  # a full disk is the stage's to tell
-                write_text(path, f"{spent()}")
+    def write() -> None:
+        with suppress(OSError):  # a full disk is the stage's to tell
+            write_text(path, f"{spent()}")
 
-    ticking = threading.Thread(target=tick, daemon=True)
-    ticking.start()
-    try:
+    with every(_CLOCK_SECONDS, write):
         yield spent
-    finally:
-        ended.set()
-        ticking.join()
     path.unlink(missing_ok=True)
 
 
