@@ -65,9 +65,11 @@ class Rung:
 _TRIM = {"method": "trim_vocabulary", "extra_tokens": 4096}
 _FILE = {"method": "gguf", "type": "q4_0"}
 LADDER: Mapping[str, Rung] = {
-    "100m": Rung((_TRIM, {"method": "drop_blocks", "blocks": 3, "by": "loss"}, _FILE), 100e6, 0.01, 60e6, 1.5),
-    # In two cuts, each taught again: a student that has lost twelve blocks at once has little left to learn from.
-    "70m": Rung((_TRIM, *[{"method": "drop_blocks", "blocks": 6, "by": "loss"}] * 2, _FILE), 70e6, 0.03),
+    "100m": Rung((_TRIM, {"method": "narrow", "channels": 0.125}, _FILE), 100e6, 0.01, 60e6, 1.5),
+    # In two cuts, each taught again: a student that has lost half its channels at once has little left to learn from.
+    "70m": Rung(
+        (_TRIM, {"method": "narrow", "channels": 0.27}, {"method": "narrow", "channels": 0.314}, _FILE), 70e6, 0.03
+    ),
 }
 RECOVERY = {"method": "distil", "learning_rate": 2e-4, "passes": 3, "rows": 16}
 
