@@ -18,8 +18,8 @@ _SAME_ROWS = ("keep", "drop_blocks", "trim_vocabulary", "awq", "smoothquant", "r
 _MIXING = ("awq", "smoothquant", "rotate", "factorize")  # reshapers after which weights lie on no grid of before
 # By the type that weights were stored in: types that leave less than a third of small changes to them.
 _UNDOING = {
-    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k", "q5_k"), "q4_k": ("q4_k", "q5_k"),
-    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k",),
+    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k"), "q4_k": ("q4_k",),
+    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k", "q5_1"),
 }  # fmt: skip
 
 
