@@ -255,8 +255,9 @@ def demanded(name: str, rung: Rung, figures: Sequence[Figure]) -> list[dict[str,
          values["parameters_after"] <= rung.most_weights),
         ("exact calls, minus the student's", f">= -{rung.margin}", f"{apart:.4f} [{low:.4f}, {high:.4f}]",
          apart >= -rung.margin - 1e-9),
-        ("promoted by the gate", "yes", "no" if values["fell_back"] else "yes", not values["fell_back"]),
     ]  # fmt: skip
+    if not rung.steps:  # of the ladder's rungs it is asked how much is lost: their gate lets all pass
+        lines.append(("promoted by the gate", "yes", "no" if values["fell_back"] else "yes", not values["fell_back"]))
     if rung.most_bytes < float("inf"):
         size = values["artifact_bytes"]
         lines.append(("bytes", f"<= {rung.most_bytes:,.0f}", f"{size:,.0f}", size <= rung.most_bytes))

@@ -161,6 +161,9 @@ def test_what_is_asked_is_held_against_what_was_found() -> None:
         "promoted by the gate",
         "opens in llama.cpp",
     }
+    of_ladder = {line["what"] for line in demanded("100m", half_billion.LADDER["100m"], figures)}
+    assert {"weights", "bytes"} <= of_ladder
+    assert "promoted by the gate" not in of_ladder
 
 
 def test_recipes_are_read_with_their_mistakes_before_anything_is_taught(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packed matrices: bits go in and come out, and a card that does not fit is told."""
+"""Packed matrices: bits go in and come out, and settings that do not fit are told."""
 
 from __future__ import annotations
 
@@ -43,21 +43,17 @@ def test_trits_come_back_five_to_a_byte(count: int) -> None:
     [
         {"kind": "eval"},
         {"dtype": "object"},
-        {"shape": [6, 10**12]},
-        {"shape": [6, 65]},
-        {"shape": [6]},
-        {"shape": ["6", "64"]},
+        {"shape": (6, 10**12)},
+        {"shape": (6, 65)},
         {"settings": {"bits": 3, "group": 64, "zero": "middle"}},
         {"settings": {"bits": 4, "group": 0, "zero": "middle"}},
         {"settings": {"bits": 4, "group": 64, "zero": "integer"}},
-        {"settings": {"bits": 4, "group": 64}},
-        {"settings": None},
     ],
 )
-def test_a_card_that_does_not_fit_its_tensors_is_told(change: dict[str, Any]) -> None:
+def test_settings_that_do_not_fit_the_tensors_are_told(change: dict[str, Any]) -> None:
     packed = build("quantizers", "rtn").quantize(MATRIX, None)
     assert torch.equal(replace(packed, shape=(6, 64)).restored(), packed.restored())
-    with pytest.raises((ValueError, TypeError, KeyError)):
+    with pytest.raises(ValueError, match="packed|must be|columns"):
         replace(packed, **change)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from io import StringIO
 
 import pytest
@@ -38,9 +39,13 @@ def test_work_that_counts_nothing_for_long_is_told(page: Page, monkeypatch: pyte
     with Progress(Console(file=page)).task("asking", 40, "requests") as tick:
         assert page.printed.wait(PATIENCE)
         assert page.getvalue().startswith("  asking: 0 of 40 requests, ")
-        tick(40)
+        tick(39)
+        page.printed.clear()
+        assert page.printed.wait(PATIENCE)
+        tick(1)
         assert "  asking: 40 of 40 requests, " in page.getvalue()
     said = page.getvalue()
+    assert "left" not in said.partition("40 of 40")[0], "nobody knows the pace of what is not counted"
     page.printed.clear()
     assert not page.printed.wait(0.05), "nothing once it is over"
     assert page.getvalue() == said
@@ -58,7 +63,19 @@ def test_work_that_counts_is_told_by_its_counts_alone(page: Page, monkeypatch: p
 
 
 def test_what_is_repeated_ends_with_its_block() -> None:
-    acted, count = threading.Event(), threading.active_count()
-    with every(0.001, acted.set):
+    acted, before = threading.Event(), set(threading.enumerate())
+    with suppress(KeyError), every(0.001, acted.set):
         assert acted.wait(PATIENCE)
-    assert threading.active_count() == count
+        raise KeyError
+    assert set(threading.enumerate()) <= before
+
+
+def test_what_is_repeated_fails_at_the_end_of_its_block() -> None:
+    acted = threading.Event()
+
+    def fails() -> None:
+        acted.set()
+        raise SystemExit(1)
+
+    with pytest.raises(SystemExit), every(0.001, fails):
+        assert acted.wait(PATIENCE)

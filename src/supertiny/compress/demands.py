@@ -16,10 +16,11 @@ from supertiny.engines._gguf_file import GgufHeader, read_header
 
 _SAME_ROWS = ("keep", "drop_blocks", "trim_vocabulary", "awq", "smoothquant", "rotate")  # reshapers that keep lengths
 _MIXING = ("awq", "smoothquant", "rotate", "factorize")  # reshapers after which weights lie on no grid of before
-# By the type that weights were stored in: types that leave less than a third of small changes to them.
+# By the type that weights were stored in: types that leave less than a third of small changes to them
+# as the exporter packs.
 _UNDOING = {
-    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k"), "q4_k": ("q4_k",),
-    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k", "q5_1"),
+    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k", "q5_k"), "q4_k": ("q4_k", "q5_k"),
+    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k",),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A quantized matrix as it is stored: every bit counted, and read back without loss."""
+"""A quantized matrix in few bits: each of them counted, and the matrix that they stand for."""
 
 from __future__ import annotations
 

@@ -78,12 +78,13 @@ class Progress:
         count = 0.0
         first: tuple[float, float] | None = None  # the first units also warm up: the pace is counted from their end
 
-        def tell(silence: float) -> None:
+        def tell(silence: float, alone: bool = False) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= silence:
                 last = now
-                pace = (now - first[0]) / (count - first[1]) if first and count > first[1] else None
+                # While nothing is counted, nobody knows the pace.
+                pace = (now - first[0]) / (count - first[1]) if first and count > first[1] and not alone else None
                 left = f", about {pace * max(0.0, total - count):.0f} s left" if pace is not None else ""
                 self.note(f"  {title}: {count:.0f} of {total:.0f} {unit}, {now - began:.0f} s{left}")
 
@@ -94,18 +95,21 @@ class Progress:
             ended = before < total <= count  # totals may be estimates: what comes after is told every 15 seconds too
             tell(0.0 if ended else _PLAIN_EVERY_SECONDS)
 
-        with every(_PLAIN_EVERY_SECONDS, lambda: tell(_ALIVE_EVERY_SECONDS)):
+        with every(_PLAIN_EVERY_SECONDS, lambda: tell(_ALIVE_EVERY_SECONDS, alone=True)):
             yield advance
 
 
 @contextmanager
 def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` each so many seconds, in a thread, while the block lasts."""
-    ended = threading.Event()
+    """Calls `act` each so many seconds, in a thread, while the block lasts; what it raises, the block's end raises."""
+    ended, raised = threading.Event(), list[BaseException]()
 
     def repeat() -> None:
-        while not ended.wait(seconds):
-            act()
+        try:
+            while not ended.wait(seconds):
+                act()
+        except BaseException as error:  # rich leaves by SystemExit where nobody reads its output any more
+            raised.append(error)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -114,3 +118,5 @@ def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    if raised:
+        raise raised[0]

@@ -1,5 +1,5 @@
 """Gets one matrix (out, in) and what flows into it, or None.
 
-Gives it in few bits, as compress/packed.py stores them.
+Gives it in few bits, as compress/packed.py lays them out.
 May touch nothing: the matrix stays as it was, and no model is known.
 """
