@@ -136,6 +136,7 @@ def test_intervals_are_over_rows() -> None:
 def seen(lost: int, **more: Any) -> Seen:
     student = [True] * 200
     seconds = {"student": [0.3], "artifact": [0.1], "unpruned_q8_0": [0.2]}
+    seconds |= {"llama_cpp_student": [0.8], "llama_cpp_artifact": [0.2]}
     told = {"fell_back": False, "llama_cpp": 0.9, **more}
     return Seen(student, [False] * lost + student[lost:], seconds, 494_032_768, 370_000_000, 55_000_000, told)
 
@@ -148,6 +149,7 @@ def test_what_is_asked_is_held_against_what_was_found() -> None:
     assert values["artifact_exact"] == 0.99
     assert values["difference"] == pytest.approx(-0.01)
     assert values["speedup_over_unpruned_q8_0"] == pytest.approx(2)
+    assert values["llama_cpp_speedup_over_student"] == pytest.approx(4)
     rung = Rung((), 0.4e9, 0.01, 60e6, 1.5)
     assert {line["reached"] for line in demanded("half", rung, figures)} == {"yes"}
 
