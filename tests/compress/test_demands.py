@@ -101,6 +101,7 @@ def test_what_does_not_round_to_that_grid_is_left_in_peace(monkeypatch: pytest.M
 
 
 KINDS = [kind for kind in get_args(Type) if kind not in ("f16", "bf16")]
+BARELY = {("q4_k", "q4_1"), ("q6_k", "q6_k")}  # undone by more than a half, but by less than two thirds
 
 
 @pytest.mark.parametrize("stored", KINDS)
@@ -111,7 +112,8 @@ def test_these_types_and_no_others_round_away_what_was_learned(stored: str) -> N
     learned = drawn.normal(0, 0.0019, base.shape).astype(np.float32)
     for kind in KINDS:
         kept = float(((rounded(base + learned, kind) - base) * learned).sum() / (learned**2).sum())
-        assert (kept < 1 / 3) == (kind in demands._UNDOING.get(stored, ())), (kind, kept)
+        most = 1 / 2 if (stored, kind) in BARELY else 1 / 3
+        assert kept < most if kind in demands._UNDOING.get(stored, ()) else kept > 1 / 2, (kind, kept)
 
 
 def rounded(weights: Any, kind: str) -> Any:

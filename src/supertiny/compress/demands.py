@@ -16,11 +16,10 @@ from supertiny.engines._gguf_file import GgufHeader, read_header
 
 _SAME_ROWS = ("keep", "drop_blocks", "trim_vocabulary", "awq", "smoothquant", "rotate")  # reshapers that keep lengths
 _MIXING = ("awq", "smoothquant", "rotate", "factorize")  # reshapers after which weights lie on no grid of before
-# By the type that weights were stored in: types that leave less than a third of small changes to them
-# as the exporter packs.
+# By the type that weights were stored in: types that keep less than half of small changes, as the exporter packs them.
 _UNDOING = {
-    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k", "q5_k"), "q4_k": ("q4_k", "q5_k"),
-    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k",),
+    "q4_0": ("q4_0", "q4_k", "q5_0"), "q4_1": ("q4_1", "q4_k", "q5_k"), "q4_k": ("q4_k", "q4_1", "q5_k"),
+    "q5_0": ("q5_0",), "q5_1": ("q5_1", "q5_k"), "q5_k": ("q5_k",), "q6_k": ("q6_k",),
 }  # fmt: skip
 
 
