@@ -246,6 +246,12 @@ def figures_of(prefix: str, several: Sequence[Seen]) -> list[Figure]:
             if engine + name in medians:
                 ratio = medians[engine + name] / medians[f"{engine}artifact"]
                 figures.append((f"{prefix}{engine}speedup_over_{name}", f"ratio of p50, {where}", ratio))
+    if "llama_cpp_unpruned_q8_0" in medians:
+        least = {name: min(medians[name], medians[f"llama_cpp_{name}"]) for name in ("unpruned_q8_0", "artifact")}
+        ratio = least["unpruned_q8_0"] / least["artifact"]
+        figures.append(
+            (f"{prefix}fastest_speedup", "ratio of p50, each file on the engine that serves it faster", ratio)
+        )
     known = [one.more["llama_cpp"] for one in several if not isinstance(one.more["llama_cpp"], str)]
     if known:
         figures.append(
@@ -271,7 +277,11 @@ def demanded(name: str, rung: Rung, figures: Sequence[Figure]) -> list[dict[str,
         lines.append(("bytes", f"<= {rung.most_bytes:,.0f}", f"{size:,.0f}", size <= rung.most_bytes))
     if rung.speedup:
         faster = values["speedup_over_unpruned_q8_0"]
-        lines.append(("p50, unpruned q8_0 over it", f">= {rung.speedup}", f"{faster:.2f}", faster >= rung.speedup))
+        asked = f">= {rung.speedup}"
+        lines.append(("p50, unpruned q8_0 over it", asked, f"{faster:.2f}", faster >= rung.speedup))
+        if "fastest_speedup" in values:  # nobody need serve a file by an engine that is slow on the machine at hand
+            faster = values["fastest_speedup"]
+            lines.append(("p50, each on its faster engine", asked, f"{faster:.2f}", faster >= rung.speedup))
     llama = f"{values['llama_cpp_exact']:.3f} exact" if "llama_cpp_exact" in values else "not measured"
     lines.append(("opens in stock transformers", "yes", "yes", True))
     lines.append(("opens in llama.cpp", "yes", llama, "llama_cpp_exact" in values))

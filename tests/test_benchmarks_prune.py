@@ -136,7 +136,7 @@ def test_intervals_are_over_rows() -> None:
 def seen(lost: int, **more: Any) -> Seen:
     student = [True] * 200
     seconds = {"student": [0.3], "artifact": [0.1], "unpruned_q8_0": [0.2]}
-    seconds |= {"llama_cpp_student": [0.8], "llama_cpp_artifact": [0.2]}
+    seconds |= {"llama_cpp_student": [0.8], "llama_cpp_artifact": [0.05], "llama_cpp_unpruned_q8_0": [0.25]}
     told = {"fell_back": False, "llama_cpp": 0.9, **more}
     return Seen(student, [False] * lost + student[lost:], seconds, 494_032_768, 370_000_000, 55_000_000, told)
 
@@ -149,7 +149,8 @@ def test_what_is_asked_is_held_against_what_was_found() -> None:
     assert values["artifact_exact"] == 0.99
     assert values["difference"] == pytest.approx(-0.01)
     assert values["speedup_over_unpruned_q8_0"] == pytest.approx(2)
-    assert values["llama_cpp_speedup_over_student"] == pytest.approx(4)
+    assert values["llama_cpp_speedup_over_student"] == pytest.approx(16)
+    assert values["fastest_speedup"] == pytest.approx(4)  # q8_0 is faster on the one engine, the artifact on the other
     rung = Rung((), 0.4e9, 0.01, 60e6, 1.5)
     assert {line["reached"] for line in demanded("half", rung, figures)} == {"yes"}
 
@@ -159,6 +160,7 @@ def test_what_is_asked_is_held_against_what_was_found() -> None:
 
     assert missed(seen(3), rung) == {"exact calls, minus the student's"}
     assert missed(seen(0), Rung((), 100e6, 0.01, 50e6, 3)) == {"weights", "bytes", "p50, unpruned q8_0 over it"}
+    assert "p50, each on its faster engine" in missed(seen(0), Rung((), 0.4e9, 0.01, 60e6, 4.5))
     assert missed(seen(0, fell_back=True, llama_cpp="not there"), rung) == {
         "promoted by the gate",
         "opens in llama.cpp",

@@ -49,6 +49,26 @@ def test_what_no_engine_here_opens_is_reported_without_being_served(
     assert done == stages, "what is done is not done again"
 
 
+def test_a_stage_that_is_done_alone_says_what_is_older_than_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, text: said.append(text))
+    for stage in STAGES:
+        monkeypatch.setattr(f"supertiny.{stage}.stage.run", partial(_note, [], stage))
+    path = write_recipe(tmp_path)
+    older = "[5/5] report: older than this; without --only it is made anew"
+    pipeline.execute(pipeline.load_recipe(path), only="prototype")
+    assert older not in said, "there is no report yet"
+    pipeline.execute(pipeline.load_recipe(path))
+    pipeline.execute(pipeline.load_recipe(path), only="serve")
+    assert older not in said, "it is as it was"
+    changed = pipeline.load_recipe(path, ["serve.engine=llama_cpp"])
+    pipeline.execute(changed, only="serve")
+    assert said[-2:] == ["[4/5] serve", older]
+    pipeline.execute(changed)
+    pipeline.execute(changed, only="serve")
+    assert said[-1] == "[4/5] serve: done before, nothing to do"
+
+
 def test_a_file_that_learners_name_is_needed_until_they_have_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

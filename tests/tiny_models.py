@@ -8,7 +8,22 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from supertiny.compress.reshapers._task_loss import gated, only_blocks
 from supertiny.core.methods import build
@@ -44,6 +59,38 @@ def tiny(seed: int = 0, kind: str = "llama", **settings: Any) -> Any:
             elif "norm" in name:
                 weight.uniform_(0.5, 1.5)
     return made
+
+
+EXPERTS = 4
+MIXTURES: dict[str, Any] = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+}
+
+
+def mixture(kind: str = "qwen3_moe", **settings: Any) -> Any:
+    """Two blocks of width 32 with four experts of 24 channels, of which two answer."""
+    torch.manual_seed(3)
+    config, model = MIXTURES[kind]
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": EXPERTS,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": kind == "qwen3_moe",
+        "initializer_range": 0.2,
+    }
+    return model(config(**{**shape, **settings})).eval()
 
 
 def calibration(rows: int = 4, vocabulary: int = VOCABULARY) -> list[Batch]:

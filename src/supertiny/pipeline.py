@@ -239,9 +239,12 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
         read = {"before": key, "settings": _hashed(settings[stage]), "supertiny": __version__}
         key = hash_of(read | _read_beside(stage, settings, run))
         if only not in (None, stage):
-            if STAGES.index(stage) < STAGES.index(str(only)) and not run.is_done(stage, key):
+            stale = not run.is_done(stage, key)
+            if stale and STAGES.index(stage) < STAGES.index(str(only)):
                 problem = f"{run.folder / stage} is not there, or was made with other settings"
                 raise UserError(problem, f"run without --only, or with --only {stage} first")
+            if stale and (run.folder / stage).is_dir():
+                run.progress.note(f"[{number}/{len(STAGES)}] {stage}: older than this; without --only it is made anew")
             continue
         if run.is_done(stage, key):
             run.progress.note(f"[{number}/{len(STAGES)}] {stage}: done before, nothing to do")

@@ -55,7 +55,7 @@ def read_dataset(name: str, split: str, subset: str = "") -> Table:
     try:
         import datasets
     except ImportError:
-        hint = "pip install 'supertiny[datasets]', or give a file with --from-csv"
+        hint = "pip install datasets, or give a file with --from-csv"
         raise UserError("reading a data set needs the library datasets, which is not installed", hint) from None
     if Path(name).is_file():
         raise UserError(f"{name} is a file, not a data set", "give it with --from-csv")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ import numpy as np
 from supertiny.compress.exporters._student_files import tensors_of
 from supertiny.core.errors import UserError
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+_MIXTURES = {
+    "MixtralForCausalLM": "llama",
+    "OlmoeForCausalLM": "olmoe",
+    "Qwen2MoeForCausalLM": "qwen2moe",
+    "Qwen3MoeForCausalLM": "qwen3moe",
+}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", **_MIXTURES}
+_RENORMALISED = {"olmoe": False, "qwen2moe": False, "qwen3moe": True}  # whether llama.cpp lets experts' shares sum to 1
+_MIXTRAL = ".block_sparse_moe.experts."
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def write_shape(writer: Any, config: Mapping[str, Any], student: Path) -> None:
@@ -35,6 +46,24 @@ def write_shape(writer: Any, config: Mapping[str, Any], student: Path) -> None:
     if head_width != width // heads:
         writer.add_key_length(head_width)
         writer.add_value_length(head_width)
+    if config["architectures"][0] in _MIXTURES:
+        _write_mixture(writer, config, student)
+
+
+def _write_mixture(writer: Any, config: Mapping[str, Any], student: Path) -> None:
+    """Adds what it must know of experts. Raises UserError for a mixture that llama.cpp would compute otherwise."""
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise UserError(f"{student}: gguf cannot write blocks without experts beside others", "let all have experts")
+    renormalised = _RENORMALISED.get(architecture)
+    if renormalised is not None and config.get("norm_topk_prob", False) != renormalised:
+        raise UserError(f"{student}: llama.cpp knows {architecture} with norm_topk_prob {renormalised} alone")
+    writer.add_expert_count(config.get("num_local_experts") or config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if architecture in ("qwen2moe", "qwen3moe"):
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if architecture == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
 
 
 def gguf_tensors(student: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str, np.ndarray[Any, Any]]]:
@@ -45,18 +74,29 @@ def gguf_tensors(student: Path, config: Mapping[str, Any]) -> Iterator[tuple[str
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
     heads = config["num_attention_heads"]
     heads_of: dict[str, int] = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
-    found: dict[str, tuple[str, Callable[[], Any], int]] = {}
-    for key, read in tensors_of(student, config).items():
-        new = names.get_name(key, try_suffixes=(".weight", ".bias"))
+    found: dict[str, tuple[str, list[Callable[[], Any]], int]] = {}
+    for key, reads in _joined(tensors_of(student, config)).items():
+        known = key.removeprefix("model.").replace("block_sparse_moe", "feed_forward") if _MIXTRAL in key else key
+        new = names.get_name(known, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise UserError(f"{student}: gguf has no place for the tensor {key}")
         rotated = heads_of.get(key.split(".")[-2], 0) if architecture == "llama" else 0
-        found[new] = key, read, rotated
+        found[new] = key, reads, rotated
     for name in sorted(
         found, key=lambda n: (n != "token_embd.weight", [int(p) if p.isdigit() else 0 for p in n.split(".")], n)
     ):
-        key, read, rotated = found[name]
-        yield name, key, _array(read(), rotated)
+        key, reads, rotated = found[name]
+        arrays = [_array(read(), rotated) for read in reads]
+        yield name, key, np.stack(arrays) if ".experts." in key else arrays[0]
+
+
+def _joined(tensors: Mapping[str, Callable[[], Any]]) -> dict[str, list[Callable[[], Any]]]:
+    """What reads a tensor, by its name; of a mixture's experts one after the other, by a name without their number."""
+    found = defaultdict[str, dict[int, Callable[[], Any]]](dict)
+    for key, read in tensors.items():
+        expert = _EXPERT.search(key)
+        found[_EXPERT.sub(".experts.", key)][int(expert[1]) if expert else 0] = read
+    return {key: [reads[number] for number in sorted(reads)] for key, reads in found.items()}
 
 
 def _array(tensor: Any, rotated_heads: int) -> np.ndarray[Any, Any]:

@@ -99,7 +99,7 @@ class Gguf:
                 raise UserError(f"gguf.types: no matrix of {student} is called {own!r}", nearest_word(own, names))
 
     def _type_of(self, key: str, tensor: np.ndarray[Any, Any], own: str | None) -> str:
-        if tensor.ndim == 1:
+        if tensor.ndim == 1 or key.endswith("ffn_gate_inp.weight"):  # llama.cpp wants routers of experts whole
             return "f32"
         kind: str = own or (max(self.type, self.embedding, key=_BITS.__getitem__) if key in _OUTER else self.type)
         if tensor.shape[-1] % 256:

@@ -1,0 +1,182 @@
+"""What it is worth that a model fits in the processor's last-level cache.
+
+One model at several sizes (its first blocks; files of llama.cpp's types), on each engine. A step is a request of one
+token that is answered by one token: every weight is read once, as for each token of an answer. It is timed right after
+another step of the same model, and right after memory was written over that pushes weights out of all caches. Both take
+turns. Where cold over warm is above what it is for files far larger than the cache, the cache had kept weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks._compress_rival import shortened
+from benchmarks._measuring import Row
+from benchmarks._table import arguments, publish
+from supertiny.core.errors import UserError
+from supertiny.core.methods import build
+from supertiny.core.progress import Progress
+from supertiny.core.protocols import Engine
+from supertiny.core.records import Prompt, Sampling
+
+MODEL = "smollm2-135m-instruct-q4_1"
+PACKAGES = ["supertiny", "torch", "transformers", "gguf", "openvino-genai", "llama-cpp-python"]
+ENGINES = ("openvino", "llama_cpp")
+SIZES = ((2, "q4_0"), (4, "q4_0"), (6, "q4_0"), (10, "q4_0"), (16, "q4_0"), (30, "q4_0"), (30, "q8_0"))
+WORDS = ("one", "red", "off", "home", "light", "two", "up", "warm", "door", "now")
+WARM_UP = 3
+_TIMES_THE_CACHE = 8  # of it are written to push weights out; one would leave some where it is not a strict LRU
+_SIZE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of the steps of one model on one engine, in pairs."""
+
+    warm: Sequence[float]
+    cold: Sequence[float]
+
+    def figures(self, name: str, of: str, size: int) -> list[Row]:
+        ratios = [cold / warm for cold, warm in zip(self.cold, self.warm, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        return [
+            (f"{name}_megabytes", f"{of}: size of the file", size / 1e6),
+            (f"{name}_milliseconds", "a step with warm caches", 1000 * statistics.median(self.warm)),
+            (f"{name}_cold_over_warm", "median ratio of neighbours", statistics.median(ratios)),
+            (f"{name}_cold_over_warm_low", "lower quartile", low),
+            (f"{name}_cold_over_warm_high", "upper quartile", high),
+        ]
+
+
+def main() -> None:
+    try:
+        run(parser().parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    made = arguments(__doc__.splitlines()[0], "cache_fit")
+    made.add_argument("--student", default=MODEL, help="a model of the catalogue or a Hugging Face folder")
+    made.add_argument("--engine", choices=ENGINES, action="append", help="this engine alone; may be given again")
+    made.add_argument("--pairs", type=int, default=80, help="warm and cold steps of each model")
+    made.add_argument("--cache-megabytes", type=float, default=0, help="of the last-level cache; 0 asks the system")
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    pairs = 8 if options.quick else options.pairs
+    if pairs < 2:
+        raise UserError(f"--pairs {pairs}: a spread needs two", "give 2 or more")
+    megabytes, progress = options.cache_megabytes or cache_megabytes(), Progress()
+    flush = flusher(megabytes)
+    rows: list[Row] = [("cache_megabytes", "last-level cache", megabytes)]
+    with tempfile.TemporaryDirectory() as place:
+        files = files_of(options.student, Path(place), progress)
+        for engine in options.engine or ENGINES:
+            if engine == "llama_cpp" and find_spec("llama_cpp") is None:
+                progress.note("llama_cpp: not measured, llama-cpp-python is not installed")
+                continue
+            with progress.task(f"steps of {engine}", len(files), "models") as tick:
+                for name, file in files.items():
+                    steps = measured(opened(engine, file), flush, pairs)
+                    rows += steps.figures(f"{engine}_{name}", name, file.stat().st_size)
+                    tick(1)
+    rows += verdicts(rows, megabytes)
+    publish(f"cache_fit: {options.student}", rows, PACKAGES, options.json)
+
+
+def cache_megabytes() -> float:
+    """Size of the last-level cache as Linux tells it. Raises UserError where it does not."""
+    words = _SIZE_FILE.read_text(encoding="ascii").strip() if _SIZE_FILE.is_file() else ""
+    if not words.endswith("K") or not words[:-1].isdigit():
+        raise UserError("this system does not tell its last-level cache", "give --cache-megabytes")
+    return int(words[:-1]) * 1024 / 1e6
+
+
+def flusher(megabytes: float) -> Callable[[], None]:
+    """Writes over several times as much memory as the cache holds."""
+    import numpy as np
+
+    buffer = np.zeros(int(_TIMES_THE_CACHE * megabytes * 1e6) // 8)
+
+    def flush() -> None:
+        buffer[...] += 1
+
+    return flush
+
+
+def files_of(student: str, folder: Path, progress: Progress) -> dict[str, Path]:
+    """Files of the first blocks of a model: what it writes means nothing, and takes as long as if it did."""
+    from supertiny.engines._huggingface import huggingface_folder
+    from supertiny.training.pupil import Pupil
+
+    whole, made = huggingface_folder(student, "--student"), {}
+    with progress.task("files", len(SIZES), "models") as tick:
+        for blocks, type in SIZES:
+            pupil = Pupil.open(whole, "float32")
+            shortened(pupil.model, min(blocks, len(pupil.model.model.layers)))
+            name = f"{type}_{blocks}_blocks"
+            pupil.save(folder / f"{name}_student")
+            exporter = build("exporters", {"method": "gguf", "type": type, "embedding": type})
+            exporter.export(folder / f"{name}_student", folder / name)
+            made[name] = folder / name / "model.gguf"
+            tick(1)
+    return made
+
+
+def opened(engine: str, file: Path) -> Engine:
+    settings: dict[str, Any] = {"method": engine}
+    if engine == "openvino":
+        settings |= {"precision": "float32", "cache_gigabytes": 1}
+    made: Engine = build("engines", settings).open(file)
+    return made
+
+
+def measured(engine: Engine, flush: Callable[[], None], pairs: int) -> Steps:
+    """Warm and cold steps by turns; closes the engine."""
+
+    def step(place: int) -> float:
+        prompt = Prompt(text=WORDS[place % len(WORDS)])
+        began = time.perf_counter()
+        engine.complete([prompt], Sampling(max_tokens=1))
+        return time.perf_counter() - began
+
+    warm, cold = [], []
+    try:
+        for place in range(pairs + WARM_UP):
+            step(place)  # not timed: brings the weights in
+            warm.append(step(place + 1))
+            flush()
+            cold.append(step(place + 2))
+    finally:
+        engine.close()
+    return Steps(warm[WARM_UP:], cold[WARM_UP:])
+
+
+def verdicts(rows: Sequence[Row], megabytes: float) -> list[Row]:
+    """Per engine: cold over warm of the files that fit in the cache and of those that are more than twice its size."""
+    values = {name: value for name, _, value in rows}
+    found: list[Row] = []
+    for engine in ENGINES:
+        names = [name.removesuffix("_megabytes") for name in values if name.startswith(engine) and "_megab" in name]
+        for what, sizes in (("fitting", (0.0, megabytes)), ("large", (2 * megabytes, float("inf")))):
+            of = [values[f"{n}_cold_over_warm"] for n in names if sizes[0] <= values[f"{n}_megabytes"] <= sizes[1]]
+            if of:
+                meaning = "files that fit in the cache" if what == "fitting" else "files of more than twice its size"
+                found.append((f"{engine}_{what}_cold_over_warm", f"median over {meaning}", statistics.median(of)))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The benchmark of the last-level cache without a model: steps by turns, its figures, its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import cache_fit
+from benchmarks.cache_fit import WARM_UP, Steps, cache_megabytes, files_of, flusher, measured, verdicts
+from supertiny.core.errors import UserError
+from supertiny.core.files import read_json
+from supertiny.core.progress import Progress
+from supertiny.core.records import Completion, Grammar, Prompt, Sampling
+from tests.tiny_student import write_student
+
+
+class Noted:
+    """An engine that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def complete(
+        self, prompts: Sequence[Prompt], sampling: Sampling, grammar: Sequence[Grammar | None] | None = None
+    ) -> list[Completion]:
+        assert (len(prompts), sampling.max_tokens) == (1, 1)
+        self.log.append("step")
+        return [Completion("x") for _ in prompts]
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+
+def test_a_cold_step_follows_a_flush_and_a_warm_one_another_step() -> None:
+    engine = Noted()
+    steps = measured(engine, lambda: engine.log.append("flush"), 4)  # type: ignore[arg-type]
+    assert engine.log == ["step", "step", "flush", "step"] * (4 + WARM_UP) + ["closed"]
+    assert len(steps.warm) == len(steps.cold) == 4
+
+
+def test_figures_compare_neighbours() -> None:
+    steps = Steps(warm=(0.001, 0.002, 0.004), cold=(0.002, 0.004, 0.004))
+    found = {name: value for name, _, value in steps.figures("e_m", "m", 20_000_000)}
+    assert found["e_m_megabytes"] == 20
+    assert found["e_m_milliseconds"] == pytest.approx(2)
+    assert found["e_m_cold_over_warm"] == pytest.approx(2)  # the median of ratios, not the ratio of medians
+    assert found["e_m_cold_over_warm_low"] <= 2 <= found["e_m_cold_over_warm_high"]
+
+
+def test_verdicts_tell_files_that_fit_from_large_ones() -> None:
+    rows = []
+    for name, megabytes, ratio in (("a", 20, 1.5), ("b", 30, 1.3), ("c", 50, 1.1), ("d", 70, 1.0)):
+        rows += [(f"openvino_{name}_megabytes", "", megabytes), (f"openvino_{name}_cold_over_warm", "", ratio)]
+    found = {name: value for name, _, value in verdicts(rows, 33)}  # c is neither
+    assert found == {"openvino_fitting_cold_over_warm": pytest.approx(1.4), "openvino_large_cold_over_warm": 1.0}
+
+
+def test_flushing_writes_over_several_times_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers = []
+
+    def zeros(count: int) -> np.ndarray:
+        buffers.append(np.full(count, 0.0))
+        return buffers[-1]
+
+    monkeypatch.setattr(np, "zeros", zeros)
+    flusher(0.5)()
+    (buffer,) = buffers
+    assert buffer.nbytes >= 4 * 500_000
+    assert (buffer == 1).all()
+
+
+@pytest.mark.parametrize(("text", "megabytes"), [("32768K\n", 33.554432), ("1024K", 1.048576)])
+def test_the_cache_is_read_where_linux_tells_it(
+    text: str, megabytes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_fit, "_SIZE_FILE", tmp_path / "size")
+    (tmp_path / "size").write_text(text)
+    assert cache_megabytes() == pytest.approx(megabytes)
+
+
+@pytest.mark.parametrize("text", [None, "", "big"])
+def test_a_system_that_does_not_tell_is_an_error_with_the_way_out(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_fit, "_SIZE_FILE", tmp_path / "size")
+    if text is not None:
+        (tmp_path / "size").write_text(text)
+    with pytest.raises(UserError, match="does not tell"):
+        cache_megabytes()
+
+
+def test_files_hold_the_first_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = write_student(tmp_path / "student")
+    blocks = read_json(student / "config.json")["num_hidden_layers"]
+    monkeypatch.setattr(cache_fit, "SIZES", ((1, "q8_0"), (blocks + 5, "q8_0")))
+    exported = []
+
+    class Exporter:
+        def export(self, student: Path, place: Path) -> None:  # a tokenizer as small as the student's no runtime opens
+            exported.append((read_json(student / "config.json")["num_hidden_layers"], place / "model.gguf"))
+
+    monkeypatch.setattr(cache_fit, "build", lambda socket, settings: Exporter())
+    made = files_of(str(student), tmp_path / "files", Progress(quiet=True))
+    assert exported == [(1, made["q8_0_1_blocks"]), (blocks, made[f"q8_0_{blocks + 5}_blocks"])]
+
+
+def test_one_pair_is_refused() -> None:
+    with pytest.raises(UserError, match="a spread needs two"):
+        cache_fit.run(cache_fit.parser().parse_args(["--pairs", "1"]))
