@@ -32,7 +32,10 @@ _OUTER = ("token_embd.weight", "output.weight")
 
 @dataclass(frozen=True)
 class Gguf:
-    """Matrices are stored as `type`, the token embedding and the output as `embedding`, vectors as float32."""
+    """Matrices are stored as `type`, the token embedding and the output as `embedding`, vectors as float32.
+
+    Of Llama and Qwen2; and of the mixtures Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE, which OpenVINO does not open.
+    """
 
     type: Type = "q4_0"
     """Bits of a weight: q4_0 and q4_k 4.5, q4_1 5, q5_0 and q5_k 5.5, q5_1 6, q6_k 6.6, q8_0 8.5, f16 and bf16 16.
