@@ -2,13 +2,16 @@
 
 One model at several sizes (its first blocks; files of llama.cpp's types), on each engine. A step is a request of one
 token that is answered by one token: every weight is read once, as for each token of an answer. It is timed right after
-another step of the same model, and right after memory was written over that pushes weights out of all caches. Both take
-turns. Where cold over warm is above what it is for files far larger than the cache, the cache had kept weights.
+another step of the same model (warm); after memory was written over that pushes weights out of all caches (cold); and
+after as long a pause in which the processor counts and touches no memory (rested): threads fall asleep in both. What
+cold steps take more than rested ones is what came back from memory; of files far larger than the cache, whose weights
+never stay, it is what anything but weights costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
@@ -23,6 +26,7 @@ from benchmarks._compress_rival import shortened
 from benchmarks._measuring import Row
 from benchmarks._table import arguments, publish
 from supertiny.core.errors import UserError
+from supertiny.core.files import read_json
 from supertiny.core.methods import build
 from supertiny.core.progress import Progress
 from supertiny.core.protocols import Engine
@@ -40,20 +44,22 @@ _SIZE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 @dataclass(frozen=True)
 class Steps:
-    """Seconds of the steps of one model on one engine, in pairs."""
+    """Seconds of the steps of one model on one engine, in threes."""
 
     warm: Sequence[float]
+    rested: Sequence[float]
     cold: Sequence[float]
 
     def figures(self, name: str, of: str, size: int) -> list[Row]:
-        ratios = [cold / warm for cold, warm in zip(self.cold, self.warm, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+        more = [1000 * (cold - rested) for cold, rested in zip(self.cold, self.rested, strict=True)]
+        low, middle, high = statistics.quantiles(more, n=4)
         return [
             (f"{name}_megabytes", f"{of}: size of the file", size / 1e6),
-            (f"{name}_milliseconds", "a step with warm caches", 1000 * statistics.median(self.warm)),
-            (f"{name}_cold_over_warm", "median ratio of neighbours", statistics.median(ratios)),
-            (f"{name}_cold_over_warm_low", "lower quartile", low),
-            (f"{name}_cold_over_warm_high", "upper quartile", high),
+            (f"{name}_warm", "milliseconds of a step with warm caches", 1000 * statistics.median(self.warm)),
+            (f"{name}_rested", "after a pause", 1000 * statistics.median(self.rested)),
+            (f"{name}_back", "cold minus rested, median of neighbours", middle),
+            (f"{name}_back_low", "lower quartile", low),
+            (f"{name}_back_high", "upper quartile", high),
         ]
 
 
@@ -69,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made = arguments(__doc__.splitlines()[0], "cache_fit")
     made.add_argument("--student", default=MODEL, help="a model of the catalogue or a Hugging Face folder")
     made.add_argument("--engine", choices=ENGINES, action="append", help="this engine alone; may be given again")
-    made.add_argument("--pairs", type=int, default=80, help="warm and cold steps of each model")
+    made.add_argument("--pairs", type=int, default=80, help="steps of each kind and model")
     made.add_argument("--cache-megabytes", type=float, default=0, help="of the last-level cache; 0 asks the system")
     return made
 
@@ -104,16 +110,25 @@ def cache_megabytes() -> float:
     return int(words[:-1]) * 1024 / 1e6
 
 
-def flusher(megabytes: float) -> Callable[[], None]:
-    """Writes over several times as much memory as the cache holds."""
+def flusher(megabytes: float) -> Callable[[], float]:
+    """Writes over several times as much memory as the cache holds; gives the seconds that it took."""
     import numpy as np
 
     buffer = np.zeros(int(_TIMES_THE_CACHE * megabytes * 1e6) // 8)
 
-    def flush() -> None:
+    def flush() -> float:
+        began = time.perf_counter()
         buffer[...] += 1
+        return time.perf_counter() - began
 
     return flush
+
+
+def paused(seconds: float) -> None:
+    """Busy, so that the processor's clock stays as it is."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 def files_of(student: str, folder: Path, progress: Progress) -> dict[str, Path]:
@@ -122,10 +137,12 @@ def files_of(student: str, folder: Path, progress: Progress) -> dict[str, Path]:
     from supertiny.training.pupil import Pupil
 
     whole, made = huggingface_folder(student, "--student"), {}
-    with progress.task("files", len(SIZES), "models") as tick:
-        for blocks, type in SIZES:
+    there = read_json(whole / "config.json")["num_hidden_layers"]
+    sizes = dict.fromkeys((min(blocks, there), type) for blocks, type in SIZES)
+    with progress.task("files", len(sizes), "models") as tick:
+        for blocks, type in sizes:
             pupil = Pupil.open(whole, "float32")
-            shortened(pupil.model, min(blocks, len(pupil.model.model.layers)))
+            shortened(pupil.model, blocks)
             name = f"{type}_{blocks}_blocks"
             pupil.save(folder / f"{name}_student")
             exporter = build("exporters", {"method": "gguf", "type": type, "embedding": type})
@@ -143,38 +160,45 @@ def opened(engine: str, file: Path) -> Engine:
     return made
 
 
-def measured(engine: Engine, flush: Callable[[], None], pairs: int) -> Steps:
-    """Warm and cold steps by turns; closes the engine."""
+def measured(engine: Engine, flush: Callable[[], float], count: int) -> Steps:
+    """Warm, cold and rested steps by turns; closes the engine."""
+    places = itertools.count()
 
-    def step(place: int) -> float:
-        prompt = Prompt(text=WORDS[place % len(WORDS)])
+    def step() -> float:
+        prompt = Prompt(text=WORDS[next(places) % len(WORDS)])
         began = time.perf_counter()
         engine.complete([prompt], Sampling(max_tokens=1))
         return time.perf_counter() - began
 
-    warm, cold = [], []
+    warm, rested, cold = [], [], []
     try:
-        for place in range(pairs + WARM_UP):
-            step(place)  # not timed: brings the weights in
-            warm.append(step(place + 1))
-            flush()
-            cold.append(step(place + 2))
+        for _ in range(count + WARM_UP):
+            step()  # not timed: brings the weights in
+            warm.append(step())
+            spent = flush()
+            cold.append(step())
+            step()
+            paused(spent)
+            rested.append(step())
     finally:
         engine.close()
-    return Steps(warm[WARM_UP:], cold[WARM_UP:])
+    return Steps(warm[WARM_UP:], rested[WARM_UP:], cold[WARM_UP:])
 
 
 def verdicts(rows: Sequence[Row], megabytes: float) -> list[Row]:
-    """Per engine: cold over warm of the files that fit in the cache and of those that are more than twice its size."""
+    """Per engine: what comes back from memory, of files that fit in the cache and of those more than twice as large."""
     values = {name: value for name, _, value in rows}
     found: list[Row] = []
     for engine in ENGINES:
-        names = [name.removesuffix("_megabytes") for name in values if name.startswith(engine) and "_megab" in name]
+        names = [n.removesuffix("_megabytes") for n in values if n.startswith(engine) and n.endswith("_megabytes")]
         for what, sizes in (("fitting", (0.0, megabytes)), ("large", (2 * megabytes, float("inf")))):
-            of = [values[f"{n}_cold_over_warm"] for n in names if sizes[0] <= values[f"{n}_megabytes"] <= sizes[1]]
-            if of:
+            those = [name for name in names if sizes[0] <= values[f"{name}_megabytes"] <= sizes[1]]
+            if those:
                 meaning = "files that fit in the cache" if what == "fitting" else "files of more than twice its size"
-                found.append((f"{engine}_{what}_cold_over_warm", f"median over {meaning}", statistics.median(of)))
+                back = statistics.median(values[f"{name}_back"] for name in those)
+                share = statistics.median(values[f"{name}_back"] / values[f"{name}_rested"] for name in those)
+                found.append((f"{engine}_{what}_back", f"cold minus rested, milliseconds, median over {meaning}", back))
+                found.append((f"{engine}_{what}_back_share", "the same as a share of a rested step", share))
     return found
 
 

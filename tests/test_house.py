@@ -304,3 +304,9 @@ def test_the_house_stays_small(capsys: pytest.CaptureFixture[str]) -> None:
             + ", ".join(f"{count:,} {what} (at most {CONCEPTS[what]:,})" for what, count in counts.items())
         )
     assert all(count <= CONCEPTS[what] for what, count in counts.items())
+
+
+def test_who_lacks_llama_cpp_is_told_the_version_that_is_tested() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pinned,) = extras["optional-dependencies"]["llama-cpp"]
+    assert f"pip install {pinned} " in (SOURCE / "engines" / "_llama_model.py").read_text(encoding="utf-8")

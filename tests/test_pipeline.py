@@ -31,11 +31,11 @@ def test_what_no_engine_here_opens_is_reported_without_being_served(
     done: list[str] = []
     measured: list[set[str]] = []
 
-    def work(stage: str, settings: Mapping[str, Any], run: Run, folder: Path) -> Mapping[str, Any]:
+    def work(stage: str, settings: Mapping[str, Any], run: Run, funfit: Path) -> Mapping[str, Any]:
         done.append(stage)
         if stage == "compress":
-            (folder / "artifact").mkdir(parents=True)
-            (folder / "artifact" / model).touch()
+            (funfit / "artifact").mkdir(parents=True)
+            (funfit / "artifact" / model).touch()
         if stage == "report":
             measured.append(set(pipeline.answerers(settings, run)))
         return {}
@@ -49,24 +49,27 @@ def test_what_no_engine_here_opens_is_reported_without_being_served(
     assert done == stages, "what is done is not done again"
 
 
-def test_a_stage_that_is_done_alone_says_what_is_older_than_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_is_done_alone_says_what_does_not_fit_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(Progress, "note", lambda self, text: said.append(text))
     for stage in STAGES:
         monkeypatch.setattr(f"supertiny.{stage}.stage.run", partial(_note, [], stage))
     path = write_recipe(tmp_path)
-    older = "[5/5] report: older than this; without --only it is made anew"
+    unfit = "[5/5] report: not of these settings; without --only it is made anew"
     pipeline.execute(pipeline.load_recipe(path), only="prototype")
-    assert older not in said, "there is no report yet"
+    assert unfit not in said, "there is no report yet"
     pipeline.execute(pipeline.load_recipe(path))
     pipeline.execute(pipeline.load_recipe(path), only="serve")
-    assert older not in said, "it is as it was"
+    assert unfit not in said, "it is as it was"
     changed = pipeline.load_recipe(path, ["serve.engine=llama_cpp"])
     pipeline.execute(changed, only="serve")
-    assert said[-2:] == ["[4/5] serve", older]
+    assert said[-2:] == ["[4/5] serve", unfit]
     pipeline.execute(changed)
     pipeline.execute(changed, only="serve")
     assert said[-1] == "[4/5] serve: done before, nothing to do"
+    priced = pipeline.load_recipe(path, ["serve.engine=llama_cpp", "report.dollars_per_hour=0.5"])
+    pipeline.execute(priced, only="serve")
+    assert said[-2:] == ["[4/5] serve: done before, nothing to do", unfit]
 
 
 def test_a_file_that_learners_name_is_needed_until_they_have_read_it(

@@ -244,7 +244,9 @@ def _run_stages(run: Run, settings: Mapping[str, Any], only: str | None) -> None
                 problem = f"{run.folder / stage} is not there, or was made with other settings"
                 raise UserError(problem, f"run without --only, or with --only {stage} first")
             if stale and (run.folder / stage).is_dir():
-                run.progress.note(f"[{number}/{len(STAGES)}] {stage}: older than this; without --only it is made anew")
+                run.progress.note(
+                    f"[{number}/{len(STAGES)}] {stage}: not of these settings; without --only it is made anew"
+                )
             continue
         if run.is_done(stage, key):
             run.progress.note(f"[{number}/{len(STAGES)}] {stage}: done before, nothing to do")

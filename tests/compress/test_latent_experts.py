@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from supertiny.compress.reshapers.latent_experts import factors
+from supertiny.compress.reshapers._shared_factor import factors
 from supertiny.core.errors import UserError
 from tests.tiny_models import (
     EXPERTS,
@@ -99,6 +99,33 @@ def test_a_stock_mixture_is_saved_that_answers_the_same(kind: str, tmp_path: Pat
         assert torch.linalg.matrix_rank(experts.gate_up_proj.flatten(0, 1), rtol=1e-4) == kept
 
 
+def test_factors_look_at_all_tokens_but_padding() -> None:
+    model, batches, seen = mixture(), calibration(), list[torch.Tensor]()
+    assert any(not bool(batch.mask.all()) for batch in batches)
+    block = model.base_model.layers[0].mlp
+    handle = block.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.inference_mode():
+        for batch in batches:
+            model.base_model(input_ids=batch.ids, attention_mask=batch.mask)
+    handle.remove()
+    rows = torch.cat([states[batch.mask.bool()] for states, batch in zip(seen, batches, strict=True)])
+    own, shared = factors(block.experts.gate_up_proj.detach(), rows.T @ rows, WIDTH // 2, 0)
+    expected = torch.einsum("erk,kw->erw", own, shared[0])
+    reshaped("latent_experts", model, batches)
+    torch.testing.assert_close(block.experts.gate_up_proj.detach(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_factors_are_of_the_same_size_however_many_tokens_were_seen() -> None:
+    generator = torch.Generator().manual_seed(6)
+    weights, seen = alike(1.0, generator), moment(generator)
+    own, shared = factors(weights, seen, 12, 2)
+    for matrix in shared:
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(12), atol=1e-4, rtol=0)
+    more_own, more_shared = factors(weights, 1e4 * seen, 12, 2)
+    torch.testing.assert_close(more_shared.abs(), shared.abs(), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(more_own.abs(), own.abs(), atol=1e-2, rtol=1e-2)
+
+
 def test_groups_share_a_factor_each() -> None:
     model = reshaped("latent_experts", mixture(), calibration(), share=0.75, group=2)
     for experts in experts_of(model):
@@ -108,7 +135,7 @@ def test_groups_share_a_factor_each() -> None:
         assert torch.linalg.matrix_rank(torch.cat([first, second]).flatten(0, 1), rtol=1e-4) == 16
 
 
-def test_training_goes_through_the_factors() -> None:
+def test_training_goes_through_thefactors() -> None:
     batches = calibration()
     model = reshaped("latent_experts", taught(mixture(), batches), batches, share=0.75)
     cut = total_loss(model, batches)
@@ -152,6 +179,7 @@ def test_the_share_that_is_named_does_save_something() -> None:
 def test_blocks_without_experts_stay_as_they_are() -> None:
     model = mixture(mlp_only_layers=[0])
     plain = model.base_model.layers[0].mlp.up_proj.weight.clone()
-    reshaped("latent_experts", model, calibration())
+    reshaped("latent_experts", model, calibration(), share=0.75)
     assert torch.equal(model.base_model.layers[0].mlp.up_proj.weight, plain)
-    assert experts_of(mixture())[1].gate_up_proj.shape == model.base_model.layers[1].mlp.experts.gate_up_proj.shape
+    left = model.base_model.layers[1].mlp.experts.gate_up_proj.detach()
+    assert torch.linalg.matrix_rank(left.flatten(0, 1), rtol=1e-4) == 8

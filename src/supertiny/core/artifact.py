@@ -21,7 +21,7 @@ def opens_here(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What the compress stage makes; a GGUF opens in llama.cpp and OpenVINO GenAI as it stands, and is served."""
+    """What the compress stage makes; a GGUF opens in llama.cpp as it stands, and is served."""
 
     folder: Path
     format: Any

@@ -58,7 +58,10 @@ def checked(
     header = read_header(path)
     if header.architecture not in architectures:
         known = ", ".join(sorted(architectures))
-        raise UserError(f"{path}: {engine} cannot open architecture {header.architecture!r}", f"it opens {known}")
+        others = "; the llama_cpp engine opens others" if types is not None else ""  # who trains needs more than that
+        raise UserError(
+            f"{path}: {engine} cannot open architecture {header.architecture!r}", f"it opens {known}{others}"
+        )
     strange = sorted(set(header.tensor_types) - set(types)) if types is not None else []
     if types is not None and strange:
         raise UserError(

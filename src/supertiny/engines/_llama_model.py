@@ -214,7 +214,7 @@ def _api() -> Any:
     except ImportError:
         raise UserError(
             "the llama_cpp engine needs llama-cpp-python",
-            "pip install llama-cpp-python (it compiles for minutes)",
+            "pip install llama-cpp-python==0.3.36 (it compiles for minutes)",
         ) from None
     import llama_cpp.llama_grammar
 

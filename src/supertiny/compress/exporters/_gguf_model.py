@@ -51,19 +51,35 @@ def write_shape(writer: Any, config: Mapping[str, Any], student: Path) -> None:
 
 
 def _write_mixture(writer: Any, config: Mapping[str, Any], student: Path) -> None:
-    """Adds what it must know of experts. Raises UserError for a mixture that llama.cpp would compute otherwise."""
+    """Adds what it must know of experts. Raises UserError where llama.cpp would refuse it or compute otherwise."""
     architecture = ARCHITECTURES[config["architectures"][0]]
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise UserError(f"{student}: gguf cannot write blocks without experts beside others", "let all have experts")
-    renormalised = _RENORMALISED.get(architecture)
-    if renormalised is not None and config.get("norm_topk_prob", False) != renormalised:
-        raise UserError(f"{student}: llama.cpp knows {architecture} with norm_topk_prob {renormalised} alone")
+    fewer = (config.get("num_key_value_heads") or config["num_attention_heads"]) < config["num_attention_heads"]
+    problems = {
+        "blocks without experts beside others": config.get("mlp_only_layers")
+        or config.get("decoder_sparse_step", 1) != 1,
+        "clipped queries (clip_qkv)": config.get("clip_qkv") is not None,
+        "a sliding window": _slides(config),
+        "biases of attention": config.get("attention_bias") and architecture != "qwen2moe",
+        "fewer key-value heads": architecture == "olmoe" and fewer,
+        "an output tied to the embedding": config.get("tie_word_embeddings") and architecture in ("olmoe", "qwen2moe"),
+        f"norm_topk_prob {config.get('norm_topk_prob', False)}": architecture in _RENORMALISED
+        and config.get("norm_topk_prob", False) != _RENORMALISED[architecture],
+    }
+    if found := [name for name, there in problems.items() if there]:
+        raise UserError(f"{student}: gguf cannot write {' or '.join(found)} of {architecture}", "llama.cpp has no such")
     writer.add_expert_count(config.get("num_local_experts") or config["num_experts"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
     if architecture in ("qwen2moe", "qwen3moe"):
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if architecture == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    """Whether a block sees fewer places than the model can read."""
+    window = config.get("sliding_window")
+    some = config.get("use_sliding_window", config["architectures"][0] == "MixtralForCausalLM")
+    return bool(some and window is not None and window < config["max_position_embeddings"])
 
 
 def gguf_tensors(student: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str, np.ndarray[Any, Any]]]:

@@ -1,6 +1,7 @@
 """One GGUF file that llama.cpp, Ollama and OpenVINO GenAI open: matrices in blocks, embeddings kept higher.
 
-Use when: the model is to run on CPUs and small machines.
+Use when: the model is to run on CPUs and small machines. Mixtures of experts (Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE)
+open in llama.cpp and not in OpenVINO: set `compress.engine` and `serve.engine` to llama_cpp.
 """
 
 from __future__ import annotations
@@ -32,10 +33,7 @@ _OUTER = ("token_embd.weight", "output.weight")
 
 @dataclass(frozen=True)
 class Gguf:
-    """Matrices are stored as `type`, the token embedding and the output as `embedding`, vectors as float32.
-
-    Of Llama and Qwen2; and of the mixtures Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE, which OpenVINO does not open.
-    """
+    """Matrices are stored as `type`, the token embedding and the output as `embedding`, vectors as float32."""
 
     type: Type = "q4_0"
     """Bits of a weight: q4_0 and q4_k 4.5, q4_1 5, q5_0 and q5_k 5.5, q5_1 6, q6_k 6.6, q8_0 8.5, f16 and bf16 16.
@@ -94,20 +92,25 @@ class Gguf:
         names: list[str] = []
         for key, name, tensor in gguf_tensors(student, config):
             fitting = [own for own in self.types if fnmatchcase(key, own) or fnmatchcase(name, own)]
-            used |= set(fitting) if tensor.ndim > 1 else set()
-            names += [key, name] if tensor.ndim > 1 else []
+            used |= set() if _is_whole(key, tensor) else set(fitting)
+            names += [] if _is_whole(key, tensor) else [key, name]
             yield key, tensor, self._type_of(key, tensor, self.types[fitting[-1]] if fitting else None)
         for own in self.types:
             if own not in used:
                 raise UserError(f"gguf.types: no matrix of {student} is called {own!r}", nearest_word(own, names))
 
     def _type_of(self, key: str, tensor: np.ndarray[Any, Any], own: str | None) -> str:
-        if tensor.ndim == 1 or key.endswith("ffn_gate_inp.weight"):  # llama.cpp wants routers of experts whole
+        if _is_whole(key, tensor):
             return "f32"
         kind: str = own or (max(self.type, self.embedding, key=_BITS.__getitem__) if key in _OUTER else self.type)
         if tensor.shape[-1] % 256:
             kind = _SHORTER.get(kind, kind)
         return kind if tensor.shape[-1] % 32 == 0 or kind == "bf16" else "f16"
+
+
+def _is_whole(key: str, tensor: np.ndarray[Any, Any]) -> bool:
+    """Whether a tensor is float32 whatever is asked for: vectors, and the routers of experts."""
+    return tensor.ndim == 1 or ".ffn_gate_inp" in key
 
 
 def _stored(tensor: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:

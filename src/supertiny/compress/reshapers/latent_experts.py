@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch.nn.utils import parametrize
 
+from supertiny.compress.reshapers._shared_factor import factors
 from supertiny.compress.reshapers._task_loss import with_answers
 from supertiny.core.errors import UserError
 from supertiny.training.lessons import Batch
 
 _KNOWN = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 _WEIGHT = "gate_up_proj"
-_FLOOR = 1e-6  # of the mean variance: directions that no calibration row has would divide by nothing
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,6 @@ def _check(experts: Any, kept: int, group: int) -> None:
             f"latent_experts: two factors of width {kept} would be larger than the experts",
             f"a share above {1 - most:.2f} saves something",
         )
-
-
-@torch.no_grad()
-def factors(weights: torch.Tensor, seen: torch.Tensor, kept: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(experts, rows, kept) and (groups, kept, width): the best of that rank for inputs of second moment `seen`.
-
-    `weights` is (experts, rows, width). With seen = S S^T the error |(W - A B) S|^2, summed over a group, is least
-    where B S spans the strongest eigenvectors of the sum of (W S)^T (W S): what is lost are the other eigenvalues.
-    """
-    values, vectors = torch.linalg.eigh(seen.double())
-    values = values.clamp_min(_FLOOR * float(values.mean().clamp_min(1e-30)))
-    root, inverse = vectors * values.sqrt(), (vectors / values.sqrt()).T
-    own, shared = [], []
-    for part in torch.split(weights, group or len(weights)):
-        scaled = part.double().cpu() @ root
-        strongest = torch.linalg.eigh(torch.einsum("erx,ery->xy", scaled, scaled)).eigenvectors[:, -kept:]
-        own.append(scaled @ strongest)
-        shared.append(strongest.T @ inverse)
-    return torch.cat(own).to(weights), torch.stack(shared).to(weights)
 
 
 @torch.inference_mode()
