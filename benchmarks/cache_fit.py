@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--pairs {pairs}: a spread needs two", "give 2 or more")
     megabytes, progress = options.cache_megabytes or cache_megabytes(), Progress()
     flush = flusher(megabytes)
-    rows: list[Row] = [("cache_megabytes", "last-level cache", megabytes)]
+    rows: list[Row] = [("cache_megabytes", "last-level cache", megabytes), *reads(megabytes, flush, pairs)]
     with tempfile.TemporaryDirectory() as place:
         files = files_of(options.student, Path(place), progress)
         for engine in options.engine or ENGINES:
@@ -129,6 +129,30 @@ def paused(seconds: float) -> None:
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
+
+
+def reads(megabytes: float, flush: Callable[[], float], count: int) -> list[Row]:
+    """How fast one thread sums half a cache of numbers, warm, rested and cold: what a cache could be worth at most."""
+    import numpy as np
+
+    buffer = np.ones(int(megabytes * 1e6 / 2) // 8)
+
+    def read() -> float:
+        began = time.perf_counter()
+        buffer.sum()
+        return buffer.nbytes / 1e9 / (time.perf_counter() - began)
+
+    warm, rested, cold = [], [], []
+    for _ in range(count):
+        read()
+        warm.append(read())
+        spent = flush()
+        cold.append(read())
+        read()
+        paused(spent)
+        rested.append(read())
+    kinds = (("warm", warm), ("rested", rested), ("cold", cold))
+    return [(f"read_{kind}", "GB/s of a buffer half as large", statistics.median(rates)) for kind, rates in kinds]
 
 
 def files_of(student: str, folder: Path, progress: Progress) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cache_fit
-from benchmarks.cache_fit import WARM_UP, Steps, cache_megabytes, files_of, flusher, measured, verdicts
+from benchmarks.cache_fit import WARM_UP, Steps, cache_megabytes, files_of, flusher, measured, reads, verdicts
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json
 from supertiny.core.progress import Progress
@@ -84,6 +84,20 @@ def test_flushing_writes_over_several_times_the_cache(monkeypatch: pytest.Monkey
     (buffer,) = buffers
     assert buffer.nbytes >= 4 * 500_000
     assert (buffer == 1).all()
+
+
+def test_plain_reads_are_timed_in_the_same_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    def flush() -> float:
+        log.append("flush")
+        return 0.125
+
+    monkeypatch.setattr(cache_fit, "paused", lambda seconds: log.append(f"pause {seconds}"))
+    found = reads(1.0, flush, 3)
+    assert log == ["flush", "pause 0.125"] * 3
+    assert [name for name, _, _ in found] == ["read_warm", "read_rested", "read_cold"]
+    assert all(0 < rate < 10_000 for _, _, rate in found)
 
 
 @pytest.mark.parametrize(("text", "megabytes"), [("32768K\n", 33.554432), ("1024K", 1.048576)])
