@@ -157,7 +157,7 @@ def test_a_copy_in_bfloat16_is_saved_as_a_pupil_saves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "settings", "words"),
     [
-        (tiny, {}, "'llama' is no mixture that is known"),
+        (tiny, {}, "does not know how LlamaForCausalLM is built (it knows mixtral, olmoe, qwen2_moe, qwen3_moe)"),
         (mixture, {"group": 3}, "group 3 does not divide 4 experts"),
         (mixture, {"share": 0.05}, "a share above 0.14 saves something"),
         (lambda: mixture(mlp_only_layers=[0, 1]), {}, "no block of this student has experts"),
@@ -167,7 +167,7 @@ def test_a_copy_in_bfloat16_is_saved_as_a_pupil_saves(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said(made: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as error:
         reshaped("latent_experts", made(), calibration(), **settings)
-    assert words in f"{error.value} {error.value.hint}"
+    assert words in str(error.value)
 
 
 def test_the_share_that_is_named_does_save_something() -> None:

@@ -85,7 +85,7 @@ def test_json_as_lines_and_as_a_list(tmp_path: Path) -> None:
 
 def test_a_data_set_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the library datasets.*pip install 'supertiny\[datasets\]'"):
+    with pytest.raises(UserError, match=r"needs the library datasets.*pip install datasets"):
         read_dataset("owner/rows", "train")
 
 

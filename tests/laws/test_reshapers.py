@@ -13,13 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build, cards
-from tests.tiny_models import calibration, distinct_weights, logits_of, loss_on, tiny
+from tests.tiny_models import MIXTURES, calibration, distinct_weights, logits_of, loss_on, mixture, tiny
 from tests.tiny_student import write_student
 
 RESHAPERS = sorted(cards("reshapers"))
 KINDS = ("llama", "qwen2", "qwen3")
 FOLDING = {"smoothquant", "awq", "rotate"}  # they know no norms within the heads
-PAIRS = [(name, kind) for name in RESHAPERS for kind in KINDS if not (name in FOLDING and kind == "qwen3")]
+OF_MIXTURES = {"latent_experts"}
+PAIRS = [
+    (name, kind)
+    for name in RESHAPERS
+    for kind in (MIXTURES if name in OF_MIXTURES else KINDS)
+    if not (name in FOLDING and kind == "qwen3")
+]
 SETTINGS: dict[str, dict[str, Any]] = {
     "drop_blocks": {"share": 0.5},
     "narrow": {"channels": 0.25, "heads": 0.5, "width": 0.25, "multiple": 8},
@@ -42,7 +48,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "factorize": (4, 4, 2, 96, 48),
     "merge_heads": (4, 4, 1, 96, 64),
 }
-SHARING = {"share_ffn", "share_attention"}
+SHARING = {"share_ffn", "share_attention", *OF_MIXTURES}
 PRESERVING = {"keep", *FOLDING}
 LOOKING = [name for name in RESHAPERS if "calibration" in getattr(cards("reshapers")[name].load(), "needs", ())]
 
@@ -74,8 +80,10 @@ def test_what_takes_long_tells_how_far_it_is(name: str) -> None:
     assert heard[-1] == 1
 
 
-def for_its_tokenizer(name: str, kind: str, **settings: Any) -> Any:
-    """A model that has as many rows as the tokenizer that comes with it has tokens."""
+def model_for(name: str, kind: str = "llama", **settings: Any) -> Any:
+    """A model that the method is for; it has as many rows as the tokenizer that comes with it has tokens."""
+    if name in OF_MIXTURES:
+        return mixture(kind if kind in MIXTURES else "qwen3_moe", **settings)
     return tiny(kind=kind, **({"vocab_size": 259} if name == "trim_vocabulary" else {}), **settings)
 
 
@@ -87,7 +95,7 @@ def test_every_reshaper_has_a_law_of_its_size() -> None:
 def test_it_opens_in_stock_transformers_and_answers_the_same(
     name: str, kind: str, tmp_path: Path, reshaped: Callable[..., Any]
 ) -> None:
-    model = for_its_tokenizer(name, kind)
+    model = model_for(name, kind)
     model = reshaped(name, model)
     model.save_pretrained(tmp_path)
     stock, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -100,7 +108,7 @@ def test_it_opens_in_stock_transformers_and_answers_the_same(
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_the_configuration_alone_rebuilds_it(name: str, kind: str, reshaped: Callable[..., Any]) -> None:
-    model = reshaped(name, for_its_tokenizer(name, kind))
+    model = reshaped(name, model_for(name, kind))
     copy = type(model)(model.config).eval()
     copy.load_state_dict(model.state_dict())
     assert torch.allclose(logits_of(copy), logits_of(model), atol=1e-5)
@@ -110,7 +118,7 @@ def test_the_configuration_alone_rebuilds_it(name: str, kind: str, reshaped: Cal
 
 @pytest.mark.parametrize("name", RESHAPERS)
 def test_with_a_cache_it_writes_what_it_writes_without(name: str, reshaped: Callable[..., Any]) -> None:
-    model = reshaped(name, for_its_tokenizer(name, "qwen2"))
+    model = reshaped(name, model_for(name, "qwen2"))
     ids = torch.arange(20, 25)[None]
     written = [
         model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=0, eos_token_id=None)
@@ -122,13 +130,13 @@ def test_with_a_cache_it_writes_what_it_writes_without(name: str, reshaped: Call
 
 @pytest.mark.parametrize("name", RESHAPERS)
 def test_same_calibration_same_result(name: str, reshaped: Callable[..., Any]) -> None:
-    left, right = (reshaped(name, for_its_tokenizer(name, "llama")) for _ in range(2))
+    left, right = (reshaped(name, model_for(name, "llama")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", RESHAPERS)
 def test_it_keeps_dtype_and_mode_and_can_be_taught_on(name: str, reshaped: Callable[..., Any]) -> None:
-    model = reshaped(name, for_its_tokenizer(name, "llama").to(torch.bfloat16))
+    model = reshaped(name, model_for(name, "llama").to(torch.bfloat16))
     assert not model.training
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert all(weight.grad is None for weight in model.parameters())
@@ -167,9 +175,10 @@ def test_what_shrinks_shrinks_by_what_was_asked(name: str, kind: str, reshaped: 
 def test_what_shares_has_fewer_weights_in_memory_and_as_many_in_its_file(
     name: str, tmp_path: Path, reshaped: Callable[..., Any]
 ) -> None:
-    before = tiny()
+    before = model_for(name)
     whole = distinct_weights(before)
-    gone = {"share_ffn": 2 * 3 * 64 * 96, "share_attention": 64 * 64 + 64 * 32}[name]
+    experts = 2 * (4 * 48 * 32 - 16 * (4 * 48 + 32))  # in two blocks, four of 48 rows of 32, to a width of 16
+    gone = {"share_ffn": 2 * 3 * 64 * 96, "share_attention": 64 * 64 + 64 * 32, "latent_experts": experts}[name]
     model = reshaped(name, before)
     assert distinct_weights(model) == whole - gone
     model.save_pretrained(tmp_path)
@@ -180,13 +189,14 @@ def test_what_shares_has_fewer_weights_in_memory_and_as_many_in_its_file(
 @pytest.mark.parametrize("name", sorted(set(RESHAPERS) & {*SHAPES, *SHARING}))
 def test_an_unknown_architecture_is_refused_with_those_that_work(name: str, reshaped: Callable[..., Any]) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=2, n_head=2))
-    with pytest.raises(UserError, match=r"GPT2LMHeadModel.*llama, mistral, qwen2"):
+    known = "mixtral, olmoe, qwen2_moe" if name in OF_MIXTURES else "llama, mistral, qwen2"
+    with pytest.raises(UserError, match=f"GPT2LMHeadModel.*{known}"):
         reshaped(name, model)
 
 
 @pytest.mark.parametrize("name", sorted(set(RESHAPERS) & {*SHAPES, *SHARING}))
 def test_a_student_that_is_quantized_already_is_refused(name: str, reshaped: Callable[..., Any]) -> None:
-    model = tiny()
+    model = model_for(name)
     model.config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(UserError, match="quantized already"):
         reshaped(name, model)
@@ -194,11 +204,11 @@ def test_a_student_that_is_quantized_already_is_refused(name: str, reshaped: Cal
 
 @pytest.mark.parametrize("name", sorted(set(LOOKING) & {*SHAPES, *SHARING}))
 def test_without_calibration_rows_it_is_refused_and_nothing_is_changed(name: str) -> None:
-    model = tiny()
-    method = build("reshapers", {"method": name, **SETTINGS[name]})
+    model = model_for(name)
+    method = build("reshapers", {"method": name, **SETTINGS.get(name, {})})
     with pytest.raises(UserError, match="no calibration rows"):
         method.reshape(model, [])
-    same = zip(model.parameters(), tiny().parameters(), strict=True)
+    same = zip(model.parameters(), model_for(name).parameters(), strict=True)
     assert all(torch.equal(left, right) for left, right in same)
 
 

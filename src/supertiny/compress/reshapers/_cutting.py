@@ -20,11 +20,11 @@ KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 _FARTHEST = 0.05  # share of the units by which a cut may miss what was asked, for the sake of `multiple`
 
 
-def blocks_of(model: Any, method: str) -> Any:
-    """The transformer blocks, a ModuleList. Raises UserError where the model is none of those that are known here."""
+def blocks_of(model: Any, method: str, known: Sequence[str] = KNOWN) -> Any:
+    """The transformer blocks, a ModuleList. Raises UserError where the model is none of those that are known."""
     config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in KNOWN:
-        raise UserError(f"{method} does not know how {type(model).__name__} is built", f"it knows {', '.join(KNOWN)}")
+    if getattr(config, "model_type", None) not in known:
+        raise UserError(f"{method} does not know how {type(model).__name__} is built", f"it knows {', '.join(known)}")
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"{method}: the student is quantized already", "reshape it first, quantize it last")
     return model.base_model.layers

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch.nn.utils import parametrize
 
+from supertiny.compress.reshapers._cutting import blocks_of
 from supertiny.compress.reshapers._shared_factor import factors
 from supertiny.compress.reshapers._task_loss import with_answers
 from supertiny.core.errors import UserError
@@ -39,10 +40,8 @@ class LatentExperts:
 
     def reshape(self, model: Any, calibration: Sequence[Batch]) -> Any:
         """The mixture with latent experts. Raises UserError for other models and where nothing would be saved."""
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        if kind not in _KNOWN:
-            raise UserError(f"latent_experts: {kind!r} is no mixture that is known", f"known: {', '.join(_KNOWN)}")
-        found = [block.mlp for block in model.base_model.layers if hasattr(block.mlp, "experts")]
+        blocks = blocks_of(model, "latent_experts", _KNOWN)
+        found = [block.mlp for block in blocks if hasattr(block.mlp, "experts")]
         if not found:
             raise UserError("latent_experts: no block of this student has experts", "narrow and drop_blocks may serve")
         for mixture in found:
