@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from supertiny.core.errors import UserError
 from supertiny.core.files import write_json
 from supertiny.core.machine import processor_name, usable_cores
 
@@ -23,6 +25,16 @@ def arguments(description: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="less data, for a first look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures, command, versions and machine there")
     return parser
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Ends the program with one line, and status 2, for a UserError within it."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def machine() -> dict[str, Any]:

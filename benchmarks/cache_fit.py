@@ -5,7 +5,8 @@ token that is answered by one token: every weight is read once, as for each toke
 another step of the same model (warm); after memory was written over that pushes weights out of all caches (cold); and
 after as long a pause in which the processor counts and touches no memory (rested): threads fall asleep in both. What
 cold steps take more than rested ones is what came back from memory; of files far larger than the cache, whose weights
-never stay, it is what anything but weights costs.
+never stay, it is what anything but weights costs. Plain reads of half a cache are timed the same three ways: where
+rested ones are as slow as cold ones, others may empty the cache in a pause, and cold minus warm is all that bounds it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks._compress_rival import shortened
 from benchmarks._measuring import Row
-from benchmarks._table import arguments, publish
+from benchmarks._table import arguments, mistakes_told, publish
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json
 from supertiny.core.methods import build
@@ -43,8 +43,8 @@ _SIZE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Seconds of the steps of one model on one engine, in threes."""
+class Turns:
+    """What was measured of one thing in threes; of a model's steps seconds."""
 
     warm: Sequence[float]
     rested: Sequence[float]
@@ -64,29 +64,26 @@ class Steps:
 
 
 def main() -> None:
-    try:
+    with mistakes_told():
         run(parser().parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:
     made = arguments(__doc__.splitlines()[0], "cache_fit")
     made.add_argument("--student", default=MODEL, help="a model of the catalogue or a Hugging Face folder")
     made.add_argument("--engine", choices=ENGINES, action="append", help="this engine alone; may be given again")
-    made.add_argument("--pairs", type=int, default=80, help="steps of each kind and model")
+    made.add_argument("--steps", type=int, default=80, help="of each kind and model")
     made.add_argument("--cache-megabytes", type=float, default=0, help="of the last-level cache; 0 asks the system")
     return made
 
 
 def run(options: argparse.Namespace) -> None:
-    pairs = 8 if options.quick else options.pairs
-    if pairs < 2:
-        raise UserError(f"--pairs {pairs}: a spread needs two", "give 2 or more")
+    count = 8 if options.quick else options.steps
+    if count < 2:
+        raise UserError(f"--steps {count}: a spread needs two", "give 2 or more")
     megabytes, progress = options.cache_megabytes or cache_megabytes(), Progress()
     flush = flusher(megabytes)
-    rows: list[Row] = [("cache_megabytes", "last-level cache", megabytes), *reads(megabytes, flush, pairs)]
+    rows: list[Row] = [("cache_megabytes", "last-level cache", megabytes), *reads(megabytes, flush, count)]
     with tempfile.TemporaryDirectory() as place:
         files = files_of(options.student, Path(place), progress)
         for engine in options.engine or ENGINES:
@@ -95,8 +92,8 @@ def run(options: argparse.Namespace) -> None:
                 continue
             with progress.task(f"steps of {engine}", len(files), "models") as tick:
                 for name, file in files.items():
-                    steps = measured(opened(engine, file), flush, pairs)
-                    rows += steps.figures(f"{engine}_{name}", name, file.stat().st_size)
+                    turns = measured(opened(engine, file), flush, count)
+                    rows += turns.figures(f"{engine}_{name}", name, file.stat().st_size)
                     tick(1)
     rows += verdicts(rows, megabytes)
     publish(f"cache_fit: {options.student}", rows, PACKAGES, options.json)
@@ -131,6 +128,20 @@ def paused(seconds: float) -> None:
         pass
 
 
+def by_turns(measure: Callable[[], float], flush: Callable[[], float], count: int) -> Turns:
+    """Warm, cold and rested measurements; the first few are left out."""
+    warm, rested, cold = [], [], []
+    for _ in range(count + WARM_UP):
+        measure()  # not counted: brings everything in
+        warm.append(measure())
+        spent = flush()
+        cold.append(measure())
+        measure()
+        paused(spent)
+        rested.append(measure())
+    return Turns(warm[WARM_UP:], rested[WARM_UP:], cold[WARM_UP:])
+
+
 def reads(megabytes: float, flush: Callable[[], float], count: int) -> list[Row]:
     """How fast one thread sums half a cache of numbers, warm, rested and cold: what a cache could be worth at most."""
     import numpy as np
@@ -142,17 +153,11 @@ def reads(megabytes: float, flush: Callable[[], float], count: int) -> list[Row]
         buffer.sum()
         return buffer.nbytes / 1e9 / (time.perf_counter() - began)
 
-    warm, rested, cold = [], [], []
-    for _ in range(count):
-        read()
-        warm.append(read())
-        spent = flush()
-        cold.append(read())
-        read()
-        paused(spent)
-        rested.append(read())
-    kinds = (("warm", warm), ("rested", rested), ("cold", cold))
-    return [(f"read_{kind}", "GB/s of a buffer half as large", statistics.median(rates)) for kind, rates in kinds]
+    turns = by_turns(read, flush, count)
+    return [
+        (f"read_{kind}", "GB/s of a buffer half as large", statistics.median(getattr(turns, kind)))
+        for kind in ("warm", "rested", "cold")
+    ]
 
 
 def files_of(student: str, folder: Path, progress: Progress) -> dict[str, Path]:
@@ -184,8 +189,8 @@ def opened(engine: str, file: Path) -> Engine:
     return made
 
 
-def measured(engine: Engine, flush: Callable[[], float], count: int) -> Steps:
-    """Warm, cold and rested steps by turns; closes the engine."""
+def measured(engine: Engine, flush: Callable[[], float], count: int) -> Turns:
+    """Seconds of steps of an engine, which is closed then."""
     places = itertools.count()
 
     def step() -> float:
@@ -194,19 +199,10 @@ def measured(engine: Engine, flush: Callable[[], float], count: int) -> Steps:
         engine.complete([prompt], Sampling(max_tokens=1))
         return time.perf_counter() - began
 
-    warm, rested, cold = [], [], []
     try:
-        for _ in range(count + WARM_UP):
-            step()  # not timed: brings the weights in
-            warm.append(step())
-            spent = flush()
-            cold.append(step())
-            step()
-            paused(spent)
-            rested.append(step())
+        return by_turns(step, flush, count)
     finally:
         engine.close()
-    return Steps(warm[WARM_UP:], rested[WARM_UP:], cold[WARM_UP:])
 
 
 def verdicts(rows: Sequence[Row], megabytes: float) -> list[Row]:

@@ -12,7 +12,6 @@ A finished run is a file and is not done again.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from benchmarks import _compress_jobs as jobs
 from benchmarks._compress_jobs import Report
 from benchmarks._measuring import Row
 from benchmarks._selecting import TASKS
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, write_json
 from supertiny.core.progress import Progress
@@ -50,11 +49,8 @@ REFERENCES: Mapping[str, tuple[float, Mapping[str, Any]]] = {
 
 
 def main() -> None:
-    try:
+    with mistakes_told():
         run(parser().parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ share one. Where a curator has no figure, the JSON says why.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from benchmarks._selecting import (
     skewed,
     task_with_pool,
 )
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, write_json
 from supertiny.core.ledger import Ledger
@@ -58,11 +57,8 @@ class Pick:
 
 def main() -> None:
     options = parser().parse_args()
-    try:
+    with mistakes_told():
         run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

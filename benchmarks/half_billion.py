@@ -9,7 +9,6 @@ files and are not done again.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -31,9 +30,8 @@ from benchmarks._staged import (
     share_figures,
     staged,
 )
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.core.artifact import Artifact
-from supertiny.core.errors import UserError
 from supertiny.core.files import read_json
 from supertiny.core.methods import build
 from supertiny.core.progress import Progress
@@ -90,11 +88,8 @@ class Seen:
 
 def main() -> None:
     options = parser().parse_args()
-    try:
+    with mistakes_told():
         run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from benchmarks._pipeline_speed import EXAMPLES, MAX_TOKENS, NOTHING, chat_messages, run_naive, run_pipeline
-from benchmarks._table import arguments, publish
+from benchmarks._table import arguments, mistakes_told, publish
 from supertiny.core.errors import UserError
 from supertiny.core.methods import build
 from supertiny.core.models import path_of
@@ -47,11 +47,8 @@ Row = tuple[str, str, float]
 
 
 def main() -> None:
-    try:
+    with mistakes_told():
         run(options_of(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def run(options: argparse.Namespace) -> None:

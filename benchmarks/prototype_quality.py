@@ -8,7 +8,6 @@ it learns from labelled rows, never from the rows that it is measured on.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from benchmarks._bfcl import INSTALL, bfcl, checker_python
 from benchmarks._data import folder_of
 from benchmarks._measuring import Room, Row
 from benchmarks._snips import WITHIN, snips
-from benchmarks._table import arguments, print_rows, publish
-from supertiny.core.errors import UserError
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.core.ledger import Ledger
 from supertiny.core.methods import build
 
@@ -31,11 +29,8 @@ PACKAGES = ["supertiny", "openvino", "openvino-genai", "scikit-learn", "numpy", 
 def main() -> None:
     parser = options()
     chosen = parser.parse_args()
-    try:
+    with mistakes_told():
         run(chosen)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def options() -> argparse.ArgumentParser:

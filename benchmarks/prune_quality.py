@@ -13,7 +13,6 @@ import argparse
 import math
 import random
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from benchmarks._staged import (
     share_figures,
     staged,
 )
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from benchmarks.data_selection import content_of
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, read_rows, sha256_of, write_json
@@ -92,11 +91,8 @@ class Job:
 
 def main() -> None:
     options = parser().parse_args()
-    try:
+    with mistakes_told():
         run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

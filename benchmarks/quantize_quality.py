@@ -11,7 +11,6 @@ and once more without (`_plain`). A finished cell is a file and is not done agai
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import _compress_jobs as jobs
 from benchmarks._measuring import Row, shares
 from benchmarks._selecting import TASKS
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.core.errors import UserError
 from supertiny.core.files import hash_of, read_json, sha256_of, write_json
 from supertiny.core.progress import Progress
@@ -41,11 +40,8 @@ AT_EQUAL_BITS = [(f"gptq_{bits}", f"llmcompressor_gptq_{bits}") for bits in (4, 
 
 
 def main() -> None:
-    try:
+    with mistakes_told():
         run(parser().parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ checkpoint. The teacher's answers stand in FOLDER/TASK; --recorded takes those o
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from benchmarks._arms import ARMS, BY_NAME, STUDENT, Arm, Place, Results, measur
 from benchmarks._families import Made, adapters, check_methods, divergences
 from benchmarks._halves import SIDES, halves
 from benchmarks._measuring import Row
-from benchmarks._table import arguments, print_rows, publish
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from benchmarks._teachers import ENGINES, KINDS, TASKS, task_of, taught, worth_of
 from supertiny.core.errors import UserError
 from supertiny.core.progress import Progress
@@ -35,11 +34,8 @@ RIVALS = ("unverified", "substitute", "reject", "distil", "reinforce", "hybrid")
 
 def main() -> None:
     options = parser().parse_args()
-    try:
+    with mistakes_told():
         run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,8 +25,7 @@ from typing import Any
 from benchmarks import _speed_jobs as jobs
 from benchmarks._data import folder_of, snips_task
 from benchmarks._speed_jobs import Report, Setting, ratios, with_spread
-from benchmarks._table import arguments, print_rows, publish
-from supertiny.core.errors import UserError
+from benchmarks._table import arguments, mistakes_told, print_rows, publish
 from supertiny.engines._huggingface import huggingface_folder
 from supertiny.training.learners.imitate import Imitate
 
@@ -41,11 +40,8 @@ Row = tuple[str, str, float]
 
 
 def main() -> None:
-    try:
+    with mistakes_told():
         run(options_of(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def options_of(words: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cache_fit
-from benchmarks.cache_fit import WARM_UP, Steps, cache_megabytes, files_of, flusher, measured, reads, verdicts
+from benchmarks.cache_fit import WARM_UP, Turns, cache_megabytes, files_of, flusher, measured, reads, verdicts
 from supertiny.core.errors import UserError
 from supertiny.core.files import read_json
 from supertiny.core.progress import Progress
@@ -49,7 +49,7 @@ def test_a_cold_step_follows_a_flush_and_a_rested_one_a_pause_as_long(monkeypatc
 
 
 def test_figures_compare_neighbours() -> None:
-    steps = Steps(warm=(0.001, 0.002, 0.004), rested=(0.001, 0.005, 0.002), cold=(0.002, 0.008, 0.002))
+    steps = Turns(warm=(0.001, 0.002, 0.004), rested=(0.001, 0.005, 0.002), cold=(0.002, 0.008, 0.002))
     found = {name: value for name, _, value in steps.figures("e_m", "m", 20_000_000)}
     assert found["e_m_megabytes"] == 20
     assert found["e_m_warm"] == pytest.approx(2)
@@ -95,7 +95,7 @@ def test_plain_reads_are_timed_in_the_same_turns(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cache_fit, "paused", lambda seconds: log.append(f"pause {seconds}"))
     found = reads(1.0, flush, 3)
-    assert log == ["flush", "pause 0.125"] * 3
+    assert log == ["flush", "pause 0.125"] * (3 + WARM_UP)
     assert [name for name, _, _ in found] == ["read_warm", "read_rested", "read_cold"]
     assert all(0 < rate < 10_000 for _, _, rate in found)
 
@@ -139,6 +139,11 @@ def test_files_hold_the_first_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_one_pair_is_refused() -> None:
-    with pytest.raises(UserError, match="a spread needs two"):
-        cache_fit.run(cache_fit.parser().parse_args(["--pairs", "1"]))
+def test_a_mistake_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cache_fit", "--steps", "1"])
+    with pytest.raises(SystemExit) as left:
+        cache_fit.main()
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", "error: --steps 1: a spread needs two (give 2 or more)\n")

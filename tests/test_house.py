@@ -24,7 +24,7 @@ WORKSHOPS = ("engines", "formats", "training")
 # The door between rooms and people: they know all stages.
 EVERYWHERE = {"pipeline.py", "cli.py"}
 LIMITS = {"method file": 150, "other file": 400, "function": 50, "protocols page": 200}
-CONCEPTS = {"families": 24, "methods": 130, "public names": 700, "lines": 34_500}
+CONCEPTS = {"families": 24, "methods": 130, "public names": 700, "lines": 34_200}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "base", "manager", "factory", "handler", "misc"}
 HEAVY = ("torch", "transformers", "openvino_genai", "sklearn", "scipy")
 
